@@ -21,18 +21,16 @@ from pydantic.json_schema import models_json_schema
 
 from era.wire import (
     api_keys,
-    audit,
     contexts,
     files,
     inbox,
-    languages,
     processes,
     runs,
+    server,
     sessions,
     setup,
     usage,
     versions,
-    watching,
     webhooks,
 )
 
@@ -126,8 +124,8 @@ VIEWS = {
         webhooks.NewWebhookAnswer,
     ),
     "Notice": view("A notice to a webhook: one that waits, was sent or was given up.", webhooks.NoticeAnswer),
-    "AuditEntry": view("Something that somebody did.", audit.AuditEntryAnswer),
-    "Language": view("A language that the server knows.", languages.LanguageAnswer),
+    "AuditEntry": view("Something that somebody did.", usage.AuditEntryAnswer),
+    "Language": view("A language that the server knows.", server.LanguageAnswer),
     "Stdout": view("Output of the program to standard output.", runs.OutputEvent),
     "Stderr": view("Output of the program to standard error.", runs.OutputEvent),
     "Shown": view(
@@ -148,10 +146,10 @@ VIEWS = {
     "FileEvent": view(
         "What happened to a file: `type` is `watching`, `create`, `write`, `remove`, `rename`, `chmod`, `overflow` or\n"
         "`gap`.",
-        watching.WatchingEvent,
-        watching.FileChangedEvent,
-        watching.FileRenamedEvent,
-        watching.OverflowEvent,
+        files.WatchingEvent,
+        files.FileChangedEvent,
+        files.FileRenamedEvent,
+        files.OverflowEvent,
     ),
     "ProcessOutputFields": view("The fields of a piece of a process's output.", processes.ProcessOutputEvent),
     "ProcessExit": view("The end of a process.", processes.ExitEvent),

@@ -24,7 +24,7 @@ from era.languages.node import NODE
 from era.languages.python import base_executable, installation_directory
 from era.network.connect_supervisor import why_unsupported
 from era.network.egress import certificates
-from era.network.server_addresses import ServerAddresses
+from era.network.policy import ServerAddresses
 from era.packages.installer import PackageInstaller
 from era.settings import Settings
 from era.store import place, s3_client

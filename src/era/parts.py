@@ -65,7 +65,7 @@ from era.network import policy
 from era.network.authority import BUNDLE
 from era.network.egress import SandboxNetwork
 from era.network.indexes import IndexListeners
-from era.network.server_addresses import ServerAddresses
+from era.network.policy import ServerAddresses
 from era.network.storage import StorageListeners
 from era.network.webhooks import WebhookSender
 from era.packages.installer import PackageInstaller

@@ -13,7 +13,7 @@ from era.core.models import JsonObject, Language
 from era.core.ports import Sandbox
 from era.core.program import Ended, Limits, Output, Program
 from era.drivers.choice import DriverChoice
-from era.drivers.self_test import self_test
+from era.drivers.isolation_report import self_test
 from era.errors import NoIsolation
 from tests.drivers.fake import FakeDriver, FakeSandbox
 from tests.drivers.sandboxes import LIMITS

@@ -21,8 +21,8 @@ from era.drivers.cgroups import Group
 from era.drivers.channel import Channel
 from era.drivers.forking import Forker
 from era.drivers.gvisor import sentry_status
-from era.drivers.lazy_process_supervisor import LazyProcessSupervisor
 from era.drivers.options import Plan
+from era.drivers.process_supervisor import LazyProcessSupervisor
 from era.drivers.templates import Template, hold
 from era.errors import SandboxFailed
 from tests.descriptors import all_taken

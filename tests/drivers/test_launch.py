@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from era.drivers import processes
-from era.drivers.launch import Bubblewrap
-from era.drivers.survivor import Survivor
+from era.drivers.launch import Bubblewrap, Survivor
 from tests.conftest import eventually, is_running
 from tests.hostile.conftest import strace
 
@@ -27,7 +26,7 @@ import os, signal, subprocess, sys
 from era.drivers.bubblewrap import _BWRAP
 from era.drivers.launch import launch
 from era.drivers.options import Plan
-from era.drivers.survivor import Survivor
+from era.drivers.launch import Survivor
 
 def bound(pid):
     print(pid, flush=True)

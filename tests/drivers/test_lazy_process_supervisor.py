@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from era.drivers.lazy_process_supervisor import LazyProcessSupervisor
+from era.drivers.process_supervisor import LazyProcessSupervisor
 from era.errors import SandboxFailed
 
 READY = b"Y" + bytes(8)

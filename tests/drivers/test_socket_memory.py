@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from era.core.program import Ended
-from era.drivers import socket_memory
+from era.drivers import memory
 from tests.drivers import process_steps as steps
 from tests.drivers.sandboxes import Sandboxes, Weakness
 from tests.gvisor import needs_gvisor
@@ -82,7 +82,7 @@ def test_it_is_bounded_where_the_sentry_has_it(gvisors: Sandboxes) -> None:
 
 @pytest.mark.soak
 def test_nobody_ends_it_without_the_watch(sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket_memory, "_sockets", lambda _pid: 0)
+    monkeypatch.setattr(memory, "_sockets", lambda _pid: 0)
     assert sandboxes.run(sandboxes.make(), LARGE, timeout=60).ended.cause == "exit"
 
 

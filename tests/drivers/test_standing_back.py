@@ -15,7 +15,7 @@ import pytest
 
 from era.drivers import cgroups
 from era.drivers.bubblewrap import BubblewrapSandbox
-from era.drivers.time_slice import TimeSlice
+from era.drivers.watching import TimeSlice
 from tests.conftest import eventually
 from tests.drivers import process_steps as steps
 from tests.drivers.process_steps import shell

@@ -17,9 +17,8 @@ from era.core.program import Ended, Program
 from era.drivers import watchdog
 from era.drivers.cgroups import Group
 from era.drivers.channel import Channel
-from era.drivers.socket_memory import Watches
-from era.drivers.time_slice import TimeSlice
-from era.drivers.watching import Watching
+from era.drivers.memory import Watches
+from era.drivers.watching import TimeSlice, Watching
 from tests.unit.core import until
 
 ENDED = {

@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 
 from era.drivers.cgroups import cgroup_name
-from era.drivers.uids import FIRST_UID
+from era.drivers.launch import FIRST_UID
 from era.languages import runtimes
 from tests.conftest import MakeServer, Server, assert_nothing_left, cgroups, eventually, mounts
 

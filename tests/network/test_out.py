@@ -192,7 +192,7 @@ def test_a_sandbox_without_a_way_out_says_so() -> None:
 
 UNABLE = {
     "pidfd_getfd": "from era.network import seccomp_notify; seccomp_notify._PIDFD_GETFD = 9999",
-    "CAP_NET_ADMIN": "from era.network import sandbox_sockets; sandbox_sockets._SIOCSIFADDR = 0x89ff",
+    "CAP_NET_ADMIN": "from era.network import loopback; loopback._SIOCSIFADDR = 0x89ff",
     "process_vm_readv": "from era.network import seccomp_notify; "
     "seccomp_notify._libc.process_vm_readv = lambda *_: (seccomp_notify.ctypes.set_errno(1), -1)[1]",
 }

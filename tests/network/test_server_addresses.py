@@ -16,8 +16,7 @@ from pydantic import SecretStr
 from era.choices import server_addresses
 from era.core.allowlist import Address
 from era.errors import BadRequest
-from era.network.policy import CLOSED, SERVER, Policy, ranges
-from era.network.server_addresses import ServerAddresses
+from era.network.policy import CLOSED, SERVER, Policy, ServerAddresses, ranges
 from era.settings import Settings
 from era.store.place import servers_of
 from tests.conftest import eventually
@@ -115,7 +114,7 @@ async def test_names_are_looked_up_again_and_what_was_found_stays(monkeypatch: p
     # A database that has failed over, a host that has gone.
     answers |= {"db": "203.0.113.8"}
     del urls[0]
-    monkeypatch.setattr("era.network.server_addresses._AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("era.network.policy._AGAIN_SECONDS", 0.0)
     await servers.look()
     assert refused("203.0.113.7", "203.0.113.8", "198.51.100.7") == [False, True, False]
     answers["db"] = None

@@ -11,7 +11,7 @@ from era.core.secrets import MAX_SECRETS
 from era.few_errors import MOST_ERRORS, TOO_MANY, FewErrors
 from era.mcp.arguments import OnceInLanguage
 from era.wire.api_keys import KeyBody
-from era.wire.limits import EgressBody
+from era.wire.base import EgressBody
 from era.wire.runs import ExecuteBody, RunBody, SecretBody
 from era.wire.sessions import CreateSession
 from era.wire.setup import SetupBody

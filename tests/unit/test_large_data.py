@@ -21,7 +21,7 @@ from era.core.metadata import SessionChange
 from era.core.models import NewSession
 from era.core.versions import Versions
 from era.errors import TooLarge
-from era.wire.limits import EgressBody, LimitsBody
+from era.wire.base import EgressBody, LimitsBody
 from era.wire.processes import PtyBody, StartProcess
 from era.wire.runs import RunBody, SecretBody
 from era.wire.sessions import CreateSession, DuplicateBody

@@ -25,10 +25,10 @@ from era.core.models import OwnedId, RunRecord, timestamp
 from era.core.public.inbox import Delivery
 from era.core.storage import Item, Namespaces
 from era.errors import BadRequest
-from era.wire.audit import audit_answer
 from era.wire.inbox import delivery_answer
 from era.wire.runs import record_answer
 from era.wire.storage import PutObject
+from era.wire.usage import audit_answer
 
 COUNT = 300
 LARGE = {"numbers": [0.5] * 2000}

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from era.core.program import Ended
-from era.drivers.out_of_memory import OutOfMemory
-from era.drivers.socket_memory import Watches
+from era.drivers.memory import OutOfMemory, Watches
 
 
 @dataclass

@@ -47,6 +47,7 @@ from era.wire.files import (
     DirectoryMadeAnswer,
     FileDeletedAnswer,
     FilesAnswer,
+    FileWatchEvent,
     FileWrittenAnswer,
     ListedFile,
     MoveBody,
@@ -55,7 +56,6 @@ from era.wire.files import (
     mode_of,
     path_text,
 )
-from era.wire.watching import FileWatchEvent
 
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["files"], route_class=StrictRoute)
 

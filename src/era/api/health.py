@@ -11,10 +11,16 @@ from era.api.owners import operator_only
 from era.core.models import JsonObject
 from era.errors import EraError
 from era.wire.base import ErrorAnswer
-from era.wire.health import HealthAnswer, ReadyAnswer
-from era.wire.hosts import HostsAnswer, host_answer
-from era.wire.languages import LanguagesAnswer, language_answer
-from era.wire.server import ServerAnswer, server_answer
+from era.wire.server import (
+    HealthAnswer,
+    HostsAnswer,
+    LanguagesAnswer,
+    ReadyAnswer,
+    ServerAnswer,
+    host_answer,
+    language_answer,
+    server_answer,
+)
 
 router = APIRouter(tags=["health"])
 strict = APIRouter(tags=["health"], route_class=StrictRoute)

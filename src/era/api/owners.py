@@ -44,8 +44,7 @@ from era.wire.api_keys import (
     key_answer,
     owner_answer,
 )
-from era.wire.audit import AuditAnswer, audit_answer
-from era.wire.usage import UsageAnswer, day_answer, day_number
+from era.wire.usage import AuditAnswer, UsageAnswer, audit_answer, day_answer, day_number
 
 
 async def operator_only(request: Request) -> None:

@@ -59,8 +59,7 @@ from era.core.run_messages import ExecuteRequest, RunRequest, RunResult, RunStar
 from era.core.run_messages import RunEvent as CoreEvent
 from era.core.sessions import check_code
 from era.errors import BadRequest, TooLarge
-from era.wire.base import text
-from era.wire.limits import requested_limits
+from era.wire.base import requested_limits, text
 from era.wire.runs import (
     BackgroundAnswer,
     ExecuteAnswer,

@@ -47,7 +47,7 @@ from era.core.setup.requirements import setup_text
 from era.core.setup.setups import SetupNews
 from era.errors import BadRequest
 from era.spelling import did_you_mean
-from era.wire.limits import requested_limits
+from era.wire.base import requested_limits
 from era.wire.runs import CodeAnswer, CodeBody, CodeStoredAnswer, code_answer
 from era.wire.sessions import (
     ChangedAnswer,

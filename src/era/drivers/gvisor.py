@@ -40,10 +40,15 @@ process gets that of the supervisor of processes (guest/container_split.py). Not
 the sandbox. PID 1 can be killed or stopped from inside: that ends this sandbox (guest/container_split.py), and the host
 makes another. There are no pidfds, no table of System V objects and no MADV_POPULATE_WRITE; the supervisor gets by
 without them. System calls whose effects later runs would inherit are refused to programs (seccomp.INSIDE_GVISOR).
+
+*Runs and processes* share a container that is split in two. This module has the host's end of that split.
+guest/container_split.py is the other end, and has the theory of operation and the wire format.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -61,11 +66,9 @@ from era.drivers.alternation import Alternation
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
 from era.drivers.cgroups import Group
 from era.drivers.channel import Channel
-from era.drivers.container_split import ContainerSplit
-from era.drivers.lazy_process_supervisor import LazyProcessSupervisor
 from era.drivers.memory import SUPERVISOR_BYTES, GroupWatch, MemoryWatch, of_gvisor
 from era.drivers.options import Plan, own_directories, read_only, resolver_files
-from era.drivers.process_supervisor import Life
+from era.drivers.process_supervisor import LazyProcessSupervisor, Life
 from era.drivers.staging import Paths
 from era.errors import NoIsolation, SandboxFailed
 
@@ -377,3 +380,38 @@ def sentry_status(init_pid: int) -> JsonObject:
                 raise SandboxFailed("ERA may not look at gVisor's sentry: as root it needs CAP_SYS_PTRACE.") from None
             return {**status, "namespaces": spaces}
     raise SandboxFailed("gVisor's sentry was not found.")
+
+
+class ContainerSplit:
+    """Starts the process supervisor of one sandbox, of which there is one at a time."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        """`sock` is owned by this object from here on."""
+        sock.setblocking(False)
+        self._sock = sock
+
+    def start(self, control: int) -> DividedLife:
+        """Start it, with `control` as its control socket. Raises OSError."""
+        socket.send_fds(self._sock, [b"S"], [control])
+        return DividedLife(self._sock)
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+class DividedLife:
+    """See process_supervisor.Life."""
+
+    pid = 0
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def kill(self) -> None:
+        with contextlib.suppress(OSError):  # the sandbox is gone
+            self._sock.send(b"K")
+
+    async def ended(self) -> None:
+        with contextlib.suppress(OSError):
+            while await asyncio.get_running_loop().sock_recv(self._sock, 1) not in (b"E", b""):
+                pass

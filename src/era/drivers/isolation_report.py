@@ -1,11 +1,15 @@
-"""What the supervisor of a sandbox sees of its own walls, in words for records and operators."""
+"""The isolation that a sandbox's supervisor observed, as text for records and operators, and a driver's self-test."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from era.core.models import JsonObject
+from era import languages
+from era.core.models import JsonObject, Language
+from era.core.ports import Driver, Sandbox
+from era.core.program import Limits, Output, Program
+from era.errors import NoIsolation, SandboxFailed
 
 _CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 _SECCOMP = {"0": "none", "1": "strict", "2": "filter"}
@@ -74,3 +78,32 @@ def advice(message: str) -> str:
             "`sysctl -w user.max_user_namespaces=15000`."
         )
     return "Sandboxes need bubblewrap, user namespaces and a /usr that everyone may read."
+
+
+_SECONDS = 120.0
+"""For the program to run. A busy machine needs far more than the moment that it takes otherwise, and a driver that
+fails its test is passed over until the service is started anew: for a weaker one, or else the service doesn't start."""
+
+
+async def self_test(
+    driver: Driver, language: Language, limits: Limits, why_offline: Callable[[Sandbox], str | None]
+) -> JsonObject:
+    """Run a program in a sandbox of its own. Returns what that had in force, and why its programs can't have the
+    internet. Raises NoIsolation."""
+    try:
+        sandbox = await driver.create(language, limits)
+    except SandboxFailed as error:
+        raise NoIsolation(f"No {language} sandbox can be made. {error.message}", hint=advice(error.message)) from error
+    try:
+        code = languages.DEFINITIONS[language].hello.encode()
+        output = b""
+        async for event in sandbox.run(Program(code, timeout=_SECONDS, ephemeral=True)):
+            if isinstance(event, Output):
+                output += event.data
+        if output != b"up\n":
+            raise NoIsolation(
+                f"A {language} sandbox does not work: it said {output[-500:].decode(errors='replace')!r}."
+            )
+        return {**sandbox.enforced, "network_reason": why_offline(sandbox)}
+    finally:
+        await sandbox.close()

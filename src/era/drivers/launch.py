@@ -1,23 +1,33 @@
-"""Starting bubblewrap: as which user, with which options, files and descriptors."""
+"""Starting bubblewrap: as which user, with which options, files and descriptors.
+
+*Survivor.* This process outlives the service for a moment and kills what the service's bubblewraps leave behind.
+bubblewrap is two processes. The first is killed with the service (`--die-with-parent`). The second waits for the first
+before it does anything, on an eventfd, which never says that nobody is there any more. If the service is killed in that
+millisecond, the second would wait for ever, with all namespaces that have been made. So this process knows the groups
+of those that have been started, and learns of the service's end as its pipe is closed.
+
+*User ids.* Each sandbox has one of its own, from a range that belongs to one driver.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import fcntl
+import hashlib
 import json
 import os
 import resource
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
 from era.drivers.options import Plan
-from era.drivers.survivor import Survivor
 from era.errors import SandboxFailed
 
 _CALLS = {
@@ -202,3 +212,93 @@ def _call(name: str, *arguments: Any) -> None:
     if _libc.syscall(_CALLS[os.uname().machine][name], *arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
+
+
+# A stop of a whole control group is for the service to carry out: signals that ask for an end are ignored.
+_SCRIPT = """
+trap '' HUP INT TERM
+groups=' '
+while read -r sign group; do
+  case $sign in
+    +) groups="$groups$group " ;;
+    -) groups="${groups%% $group *} ${groups#* $group }" ;;
+  esac
+done
+for group in $groups; do
+  kill -s KILL -- "-$group"
+done
+"""
+
+
+class Survivor:
+    """That process, as the service sees it. It is started for the first group."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stdin: IO[bytes] | None = None
+
+    def add(self, group: int) -> None:
+        """Have this process group killed when the service ends. Called on the thread that starts sandboxes. Raises
+        OSError."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                ["/bin/sh", "-c", _SCRIPT],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={},
+                bufsize=0,
+                start_new_session=True,
+            )
+            self._stdin = self._process.stdin
+        self._tell(f"+ {group}\n")
+
+    def remove(self, group: int) -> None:
+        """Nothing is left of a process group that was added; its number may soon be another's. Any thread may call
+        this."""
+        self._tell(f"- {group}\n")
+
+    def stop(self) -> None:
+        """End it. Groups that it has still are killed."""
+        self._stdin = None
+        if self._process is not None:
+            self._process.communicate()
+
+    def _tell(self, line: str) -> None:
+        stdin = self._stdin
+        if stdin is not None:
+            # Somebody has killed it, and what it is for happens once in many kills; or it is being stopped.
+            with suppress(BrokenPipeError, ValueError):
+                stdin.write(line.encode())
+
+
+FIRST_UID = 1_900_000_000
+"""Sandboxes of a root service take uids from here on: above those of people, containers and systemd."""
+
+UIDS, _RANGES = 100_000, 2_400
+"""The uids of one driver, and the number of such ranges. The data directory decides which range a driver has, so that
+two services on one machine share none. All are below 2**31, since bubblewrap takes no larger ones."""
+
+
+class Uids:
+    """The uids of one driver's sandboxes."""
+
+    def __init__(self, directory: Path) -> None:
+        """`directory` is the service's."""
+        self.are_own = os.geteuid() == 0
+        """Whether sandboxes have uids of their own."""
+
+        first = FIRST_UID + int(hashlib.sha256(bytes(directory)).hexdigest(), 16) % _RANGES * UIDS
+        self._unused = iter(range(first, first + UIDS))
+        self._free: list[int] = []
+
+    def take(self) -> int | None:
+        """A uid that no sandbox and no file has; None for a service that isn't root, whose sandboxes have its own."""
+        if not self.are_own:
+            return None
+        return self._free.pop() if self._free else next(self._unused)
+
+    def give_back(self, uid: int | None) -> None:
+        """Nothing is left of what had this uid."""
+        if uid is not None:
+            self._free.append(uid)

@@ -1,4 +1,4 @@
-"""The processes of a sandbox, by the host's /proc."""
+"""The processes of a sandbox, read from the host's /proc, so that nothing inside needs to be asked."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import select
 import signal
 import stat
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
@@ -390,3 +391,26 @@ def wait_for(pidfd: int) -> None:
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     poller.poll()
+
+
+class OutsideView(ABC):
+    """The part of ports.Sandbox that looks at processes."""
+
+    @abstractmethod
+    def _processes(self) -> list[int]:
+        """pids, on the host, of all processes of the sandbox."""
+
+    def memory_bytes(self) -> int:
+        return memory_bytes(self._processes())
+
+    def wants_processor(self) -> bool:
+        return want_processor(self._processes())
+
+    def unnamed_bytes(self, device: int) -> int:
+        return unnamed_bytes(self._processes(), device)
+
+    def hides_files(self, device: int) -> bool:
+        return hide_files(self._processes(), device)
+
+    def held_files(self, device: int) -> HeldFiles | None:
+        return held(self._processes(), device)

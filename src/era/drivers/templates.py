@@ -26,10 +26,9 @@ from era.core.models import JsonObject
 from era.core.program import Limits
 from era.drivers import guest, prefix
 from era.drivers.forking import Forked, Forker, TemplateFailed
-from era.drivers.launch import DESCRIPTORS, Launched, launch
+from era.drivers.launch import DESCRIPTORS, Launched, Survivor, launch
 from era.drivers.options import READ_ONLY_PROC, Plan, template_arguments, template_files
 from era.drivers.staging import Paths, remove_tree
-from era.drivers.survivor import Survivor
 from era.errors import SandboxFailed
 
 log = structlog.get_logger()

@@ -47,9 +47,9 @@ from typing import Protocol
 
 from era.core.allowlist import Address
 from era.core.ports import Sandbox, SocketBroker
-from era.network import sandbox_sockets, seccomp_notify
+from era.network import loopback, seccomp_notify
 from era.network.dns import ADDRESS
-from era.network.sandbox_sockets import Target
+from era.network.loopback import Target
 from era.network.seccomp_notify import Notification
 
 _MAX_BURST, _PAUSE_SECONDS = 200, 0.02
@@ -71,8 +71,8 @@ def why_unsupported(sandbox: Sandbox) -> str | None:
     if not sandbox.broker.can_supervise:
         return "this kernel can't show us connections before it makes them (that takes Linux 5.9 or newer)"
     try:
-        sandbox_sockets.add_address(listener, ADDRESS, 0)
-        sandbox_sockets.remove_address(listener, ADDRESS, 0)
+        loopback.add_address(listener, ADDRESS, 0)
+        loopback.remove_address(listener, ADDRESS, 0)
     except OSError as error:
         return f"ERA may not give a sandbox's network an address ({_reason(error)}): as root it needs CAP_NET_ADMIN"
     try:

@@ -16,7 +16,7 @@ from typing import Any
 
 from era.network.descriptors import RunDescriptors
 from era.network.destinations import Traffic
-from era.network.sandbox_sockets import Target
+from era.network.loopback import Target
 
 _BURST = 32
 """Datagrams that are passed on before the event loop goes on."""

@@ -34,9 +34,8 @@ from era.network.descriptors import RunDescriptors
 from era.network.destinations import Destinations
 from era.network.dns import Lookups
 from era.network.interception import Interception
-from era.network.loopback import LoopbackAddresses
+from era.network.loopback import LoopbackAddresses, Target
 from era.network.run_connections import MakeServiceProtocol, RunConnections
-from era.network.sandbox_sockets import Target
 from era.network.seccomp_notify import Notification
 
 

@@ -2,20 +2,27 @@
 
 What both connect to are addresses of one interface, loopback. So they are counted: who comes first makes one, who goes
 last removes it. And only one can have a port of an address: who comes first relays the other's datagrams, too.
+
+Python's `socket` can neither add a loopback address nor drop all that a socket receives, so the system calls for both
+are here. They don't block. Addresses and ports below 1024 are up to whoever owns the sandbox's namespaces, or root.
+Source: netdevice(7), and Linux's `struct in6_ifreq`; SO_ATTACH_FILTER is in socket(7).
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import fcntl
 import socket
+import struct
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address
 
 from era.core.allowlist import Address
 from era.core.ports import SocketBroker
 from era.network.dialing import family
 from era.network.dns import Names
-from era.network.sandbox_sockets import Target, add_address, remove_address
 
 _FEW = 8
 """That are removed at once; the kernel takes its time for more."""
@@ -125,3 +132,55 @@ async def _wait_until_usable(address: Address, broker: SocketBroker) -> None:
                 await asyncio.sleep(0.001)
             else:
                 return
+
+
+type Target = tuple[Address, int]
+"""An address and a port."""
+
+_SIOCSIFADDR, _SIOCSIFNETMASK, _SIOCSIFFLAGS, _SIOCDIFADDR = 0x8916, 0x891C, 0x8914, 0x8936
+_LOOPBACK_INDEX = 1
+
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
+_RETURN_ZERO_BYTES = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0), 8)
+_DROP_ALL = struct.pack("HxxxxxxQ", 1, ctypes.addressof(_RETURN_ZERO_BYTES))
+
+
+def bind(sock: socket.socket, target: Target) -> None:
+    """Bind to this address and port, for IPv6 to that family only. Raises OSError."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind((str(target[0]), target[1]))
+
+
+def set_drop_all(sock: socket.socket, *, enabled: bool) -> None:
+    """Attach a drop-all filter to a listening socket, or detach it. While it is attached, a client is neither accepted
+    nor refused: its SYN is lost, and its kernel sends the next one after 1, 3 and 7 seconds."""
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER if enabled else _SO_DETACH_FILTER, _DROP_ALL)
+
+
+def add_address(sock: socket.socket, address: Address, serial: int) -> None:
+    """Give the loopback interface of `sock`'s network an address of the same family as `sock`.
+
+    `serial` names an IPv4 address as the alias `lo:SERIAL`. An IPv6 address may take a moment until it can be used.
+    Raises OSError."""
+    if isinstance(address, IPv6Address):
+        fcntl.ioctl(sock, _SIOCSIFADDR, _in6_ifreq(address))
+    else:
+        fcntl.ioctl(sock, _SIOCSIFADDR, _ifreq(serial, address))
+        fcntl.ioctl(sock, _SIOCSIFNETMASK, _ifreq(serial, IPv4Address(0xFFFF_FFFF)))
+
+
+def remove_address(sock: socket.socket, address: Address, serial: int) -> None:
+    """Undo `add_address`. Raises OSError."""
+    if isinstance(address, IPv6Address):
+        fcntl.ioctl(sock, _SIOCDIFADDR, _in6_ifreq(address))
+    else:
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH22x", f"lo:{serial}".encode(), 0))
+
+
+def _ifreq(serial: int, address: IPv4Address) -> bytes:
+    return struct.pack("16sHH4s16x", f"lo:{serial}".encode(), socket.AF_INET, 0, address.packed)
+
+
+def _in6_ifreq(address: IPv6Address) -> bytes:
+    return struct.pack("16sIi", address.packed, 128, _LOOPBACK_INDEX)

@@ -25,9 +25,8 @@ from era.network.destinations import Destinations, Traffic
 from era.network.dialing import CONNECT_SECONDS, connect, family
 from era.network.dns import ADDRESS, PORT, Names, Turn
 from era.network.interception import Interception
-from era.network.loopback import LoopbackAddresses
+from era.network.loopback import LoopbackAddresses, Target, bind, set_drop_all
 from era.network.policy import NOT_IN_ALLOWLIST, Policy
-from era.network.sandbox_sockets import Target, bind, set_drop_all
 from era.network.seccomp_notify import Notification
 
 log = structlog.get_logger()

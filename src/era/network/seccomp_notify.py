@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from era.network.sandbox_sockets import Target
+from era.network.loopback import Target
 
 _RECV, _SEND, _ID_VALID = 0xC0502100, 0xC0182101, 0x40082102
 _NOTIF, _RESP = struct.Struct("QIIiIQ6Q"), struct.Struct("QqiI")

@@ -1,4 +1,7 @@
-"""API keys, with which owners call the API. Not idempotency keys, and not keys of KV."""
+"""API keys, with which owners call the API, and the audit log of who changed what.
+
+Entries of the log are numbered by owner, so one number tells which are beyond the newest ones and can go.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
+from era.core import jsontext
 from era.core.api_keys import ApiKey, Change
+from era.core.audit import AuditEntry, AuditFilter
 from era.store.rows import Rows, reads, writes
 from era.store.tables import api_keys as _t
+from era.store.tables import audit as _log
 
 _ALL = select(*(_t.c[each.name] for each in fields(ApiKey)), _t.c.digest).order_by(_t.c.created_at, _t.c.id)
 
@@ -54,3 +60,49 @@ def _key_from_row(row: Iterable[Any]) -> tuple[ApiKey, str]:
     values = dict(zip((each.name for each in fields(ApiKey)), row, strict=True))
     values |= {"scopes": tuple(values["scopes"].split()), "quotas": json.loads(values["quotas"])}
     return ApiKey(**values), digest
+
+
+_FIELDS = ("at", "owner", "key_id", "action", "target", "request_id")
+_NEWEST = select(func.coalesce(func.max(_log.c.number), 0)).where(_log.c.owner == bindparam("owner"))
+_OLD = delete(_log).where(_log.c.owner == bindparam("of_owner"), _log.c.number <= bindparam("last"))
+
+
+class AuditRows(Rows):
+    @writes
+    def add_audit_entries(self, connection: Connection, entries: Sequence[AuditEntry], kept: int) -> None:
+        owner = entries[0].owner
+        last = connection.execute(_NEWEST, {"owner": owner}).scalar_one()
+        rows = [{**_values(entry), "number": number} for number, entry in enumerate(entries, last + 1)]
+        connection.execute(insert(_log), rows)
+        connection.execute(_OLD, {"of_owner": owner, "last": last + len(rows) - kept})
+
+    async def audit_entries(self, which: AuditFilter) -> Sequence[AuditEntry]:
+        query = select(*(_log.c[name] for name in _FIELDS), _log.c.details, _log.c.key)
+        query = query.order_by(_log.c.key.desc()).limit(which.limit)
+        for column, value in (
+            (_log.c.owner, which.owner),
+            (_log.c.action, which.action),
+            (_log.c.target, which.target),
+        ):
+            if value is not None:
+                query = query.where(column == value)
+        if which.since is not None:
+            query = query.where(_log.c.at >= which.since)
+        if which.until is not None:
+            query = query.where(_log.c.at < which.until)
+        if which.before_key is not None:
+            query = query.where(_log.c.key < which.before_key)
+
+        def job(connection: Connection) -> Sequence[AuditEntry]:
+            return [_entry(row) for row in connection.execute(query)]
+
+        return await self.database.read_for(which.owner or "", job)
+
+
+def _values(entry: AuditEntry) -> dict[str, Any]:
+    return {name: getattr(entry, name) for name in _FIELDS} | {"details": jsontext.compact(entry.details)}
+
+
+def _entry(row: Row[*tuple[Any, ...]]) -> AuditEntry:
+    named = row._asdict()
+    return AuditEntry(**{**named, "details": json.loads(row.details)})

@@ -17,8 +17,7 @@ from sqlalchemy import Connection, literal, select
 
 from era.core.metadata import Retention
 from era.store import quotas
-from era.store.api_keys import ApiKeyRows
-from era.store.audit import AuditRows
+from era.store.api_keys import ApiKeyRows, AuditRows
 from era.store.capsules import CapsuleRows
 from era.store.condemned import Condemned, fence_dead_hosts, lose_some_homes
 from era.store.d1_replicas import DatabaseReplicas

@@ -1,16 +1,16 @@
-"""Files of a session, as answers show them."""
+"""Answers about a session's files, and the events of a watch of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
 from era.core.files.edits import FileEntry, Kind
 from era.core.links import MAX_SECONDS, Method
 from era.core.models import timestamp
-from era.wire.base import VERSIONS_DROPPED, Body
+from era.wire.base import VERSIONS_DROPPED, Body, ErrorEvent, GapEvent
 
 MODE = "^0?[0-7]{3}$"
 """Permissions of a file or directory in octal digits. Setuid and the like aren't kept."""
@@ -139,3 +139,33 @@ def mode_of(digits: str | None) -> int | None:
 def path_text(path: str) -> str:
     """A path as text; bytes that aren't UTF-8 become U+FFFD."""
     return path.encode(errors="surrogateescape").decode(errors="replace")
+
+
+class WatchingEvent(BaseModel):
+    """The first event: what changes from now on is told."""
+
+    type: Literal["watching"]
+    path: str
+
+
+class FileChangedEvent(BaseModel):
+    type: Literal["create", "write", "remove", "chmod"]
+    path: str
+
+
+class FileRenamedEvent(BaseModel):
+    type: Literal["rename"]
+    path: str
+    to: str
+
+
+class OverflowEvent(BaseModel):
+    """More has changed in a moment than could be told: list the files again."""
+
+    type: Literal["overflow"]
+
+
+FileWatchEvent = Annotated[
+    WatchingEvent | FileChangedEvent | FileRenamedEvent | OverflowEvent | GapEvent | ErrorEvent,
+    Field(discriminator="type"),
+]

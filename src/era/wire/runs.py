@@ -12,9 +12,8 @@ from era.core.secrets import MAX_HOSTS, MAX_SECRETS, MAX_VALUE_BYTES
 from era.core.sessions import MAX_CODE_BYTES
 from era.few_errors import TextByName, Texts, at_most, few_wrong
 from era.languages import in_words
-from era.wire.base import VERSIONS_DROPPED, Body, ErrorEvent, GapEvent, dropped_answer, text
+from era.wire.base import VERSIONS_DROPPED, Body, ErrorEvent, GapEvent, Isolation, Limits, dropped_answer, text
 from era.wire.contexts import CellEvents
-from era.wire.limits import Isolation, Limits
 
 MAX_ARGS = 1000
 CONTEXT = r"^[A-Za-z0-9_.-]{1,64}$"

@@ -13,8 +13,7 @@ from era.core.models import JsonObject, Session, SetupStatus, WantedIsolation, t
 from era.core.sessions import MOST_LABELS, data_view
 from era.core.setup import requirements
 from era.languages import in_words
-from era.wire.base import Body
-from era.wire.limits import Egress, EgressAnswer, Isolation, Limits, LimitsAnswer
+from era.wire.base import Body, Egress, EgressAnswer, Isolation, Limits, LimitsAnswer
 from era.wire.setup import SetupBody, SetupResult, result_view
 from era.wire.versions import MAX_VERSION
 
