@@ -13,7 +13,7 @@ from sqlalchemy import Table, create_engine, make_url, text
 from bench import postgres
 from bench.arena import Answer, Arena, with_settings
 from bench.cases import Probe
-from era.store.tables import session_pairs, sessions, versions
+from era.store.engine.tables import session_pairs, sessions, versions
 
 IN_SQLITE, IN_POSTGRESQL = 100_000, 1_000_000
 FEW = 100

@@ -33,8 +33,9 @@ from sqlalchemy import insert, select, update
 
 from era.core.models import DEFAULT_OWNER
 from era.operation.backup import copy_database
-from era.store import dialects, place
-from era.store.tables import api_keys, inboxes, owners, sessions, webhooks
+from era.store import place
+from era.store.engine import dialects
+from era.store.engine.tables import api_keys, inboxes, owners, sessions, webhooks
 
 MARK = "moving-from"
 """The file of the new data directory that names the old one, until all is moved."""
@@ -56,7 +57,7 @@ PR_SET_PDEATHSIG = 1
 READ = """
 import json, os, sys
 from sqlalchemy import create_engine, func, select
-from era.store import tables as t
+from era.store.engine import tables as t
 
 url = f"sqlite:///{sys.argv[1]}/era.sqlite"
 try:

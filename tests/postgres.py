@@ -108,7 +108,7 @@ class Postgres:
     def emptied(self, name: str) -> bool:
         """Delete all rows of a database with ERA's tables, and let keys begin anew; whether that could be done. To make
         another database takes several times as long."""
-        from era.store.tables import metadata
+        from era.store.engine.tables import metadata
 
         tables = [table.name for table in reversed(metadata.sorted_tables)]
         try:

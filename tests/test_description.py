@@ -15,9 +15,10 @@ import httpx
 import jsonschema_rs
 import pytest
 
-from era.api import description, health
+from era.api import description
 from era.api.description import TAGS
 from era.api.http import application
+from era.api.routes import health
 from tests.conftest import Server
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -178,7 +178,7 @@ def tool_server(distribution: Distribution, tmp_path_factory: pytest.TempPathFac
 
 def test_an_install_with_the_server_has_what_the_server_imports(distribution: Distribution, tmp_path: Path) -> None:
     venv = install(distribution, tmp_path / "venv", "[server]")
-    run(venv / "bin/python", "-c", "import era.app, era.server, era.mcp.tools, era.operation.backup")
+    run(venv / "bin/python", "-c", "import era.app, era.server.server, era.mcp.tools, era.operation.backup")
 
 
 @pytest.mark.parametrize(

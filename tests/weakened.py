@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from era.core.fair_limiter import FairLimiter, Release
+from era.core.concurrency.fair_limiter import FairLimiter, Release
 
 
 class FirstCome(FairLimiter):

@@ -16,33 +16,31 @@ import structlog
 import uvloop
 from starlette.types import ASGIApp
 
-from era import doctor, languages, server
-from era.api.context import Context
+from era import languages
 from era.api.guest_api import GuestPublicUrls
-from era.bounds import settings_in_force
+from era.api.routing.context import Context
 from era.choices import (
     blob_store,
     drivers,
     open_store,
     signing_secret,
 )
-from era.core import meter
-from era.core.audit import Audit
-from era.core.files.pages import file_pages
-from era.core.files.pins import Pins
-from era.core.files.snapshots import Snapshots
-from era.core.garbage import collect_garbage, collect_unneeded, remove_packages
-from era.core.links import Links
+from era.core.cluster.moves import Moves
+from era.core.concurrency import meter
+from era.core.concurrency.tasks import in_background
+from era.core.files.links import Links
+from era.core.files.watching import Watching
 from era.core.live.session_processes import SessionProcesses
-from era.core.live.watching import Watching
 from era.core.models import Isolation, JsonObject
-from era.core.moves import Moves
-from era.core.outputs import History
+from era.core.operation.garbage import collect_garbage, collect_unneeded, remove_packages
+from era.core.owners.audit import Audit
 from era.core.public.sites import Sites
-from era.core.sessions import Sessions
-from era.core.tasks import in_background
-from era.core.versions import Versions
-from era.directory_locks import exclusive, shared_directory, sharing
+from era.core.runs.outputs import History
+from era.core.sessions.sessions import Sessions
+from era.core.sessions.versions import Versions
+from era.core.trees.pages import file_pages
+from era.core.trees.pins import Pins
+from era.core.trees.snapshots import Snapshots
 from era.errors import NoIsolation
 from era.parts import (
     Base,
@@ -58,8 +56,11 @@ from era.parts import (
     build_sandboxes,
     build_work,
 )
+from era.server import doctor, server
+from era.server.bounds import settings_in_force
+from era.server.directory_locks import exclusive, shared_directory, sharing
 from era.settings import Settings
-from era.store.blobs import make_directory
+from era.store.blobs.blobs import make_directory
 from era.telemetry import logs
 from era.telemetry.gauges import KeptText, MeasuredParts, metrics_text
 from era.telemetry.metrics import Metrics

@@ -8,12 +8,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from era import languages, server
-from era.bounds import retention, rules
-from era.core.files.blob_store import BlobStore
-from era.core.homes import Homes
-from era.core.links import signing_key
-from era.directory_locks import shared_directory
+from era import languages
+from era.core.cluster.homes import Homes
+from era.core.files.links import signing_key
+from era.core.trees.blob_store import BlobStore
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.cgroups import cgroup_name
 from era.drivers.choice import DriverChoice
@@ -26,11 +24,15 @@ from era.network.connect_supervisor import why_unsupported
 from era.network.egress import certificates
 from era.network.policy import ServerAddresses
 from era.packages.installer import PackageInstaller
+from era.server import server
+from era.server.bounds import retention, rules
+from era.server.directory_locks import shared_directory
 from era.settings import Settings
-from era.store import place, s3_client
-from era.store.blobs import LocalBlobs
+from era.store import place
+from era.store.blobs import s3_client
+from era.store.blobs.blobs import LocalBlobs
+from era.store.blobs.s3_blobs import S3Blobs, installation
 from era.store.metadata import SqlStore
-from era.store.s3_blobs import S3Blobs, installation
 
 
 def drivers(

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from era import languages, server
+from era import languages
 from era.api.guest_api import GuestStorage
-from era.api.other_hosts import OtherHosts, other_hosts
-from era.bounds import quotas_by_default, rules
+from era.api.hosts.other_hosts import OtherHosts, other_hosts
 from era.choices import (
     blob_store,
     cluster_homes,
@@ -20,45 +19,45 @@ from era.choices import (
     server_addresses,
     signing_secret,
 )
-from era.core.active_runs import ActiveRuns
-from era.core.admission import Admission
-from era.core.api_keys import ApiKeys, Tickets
 from era.core.capsules.service import Capsules
-from era.core.expiry import Expiry
+from era.core.cluster.homes import Homes
+from era.core.cluster.moves import Moves
+from era.core.concurrency.shares import Shares
+from era.core.concurrency.tasks import Threads, transfer_threads
+from era.core.concurrency.turns import Liveness, Turns
+from era.core.execution.active_runs import ActiveRuns
 from era.core.files.archives import Archives
-from era.core.files.live_snapshots import LiveSnapshots
-from era.core.files.pins import Pins
+from era.core.files.current_files import CurrentFiles
 from era.core.files.session_files import SessionFiles
-from era.core.files.snapshots import Snapshots
-from era.core.files.spool import Slots, Spool
-from era.core.homes import ALONE, Cluster, Homes
-from era.core.idempotency import IdempotencyKeys
 from era.core.limits import Rules
 from era.core.live.checkpoints import Checkpoints
 from era.core.live.contexts import Contexts
-from era.core.live.current_files import CurrentFiles
 from era.core.live.live_sessions import LiveParts, LiveSessions
-from era.core.moves import Moves
-from era.core.outputs import Outputs
-from era.core.pool import MOVED, SERVICE_STOPPED, SandboxPool
+from era.core.operation.readiness import Readiness
+from era.core.owners.api_keys import ApiKeys, Tickets
+from era.core.owners.quotas import Amounts, Quotas
+from era.core.owners.usage import Usage
+from era.core.owners.webhooks import Webhooks
+from era.core.pool.admission import Admission
+from era.core.pool.pool import MOVED, SERVICE_STOPPED, SandboxPool
+from era.core.ports import ALONE, Cluster
 from era.core.public.inbox_worker import Inbox
 from era.core.public.live_servers import LiveServers
-from era.core.quotas import Amounts, Quotas
-from era.core.readiness import Readiness
-from era.core.runs import Runs
-from era.core.session_run import RunParts
+from era.core.runs.outputs import Outputs
+from era.core.runs.runs import Runs
+from era.core.runs.session_run import RunParts
+from era.core.sessions.expiry import Expiry
+from era.core.sessions.idempotency import IdempotencyKeys
+from era.core.sessions.versions import HistoryBound
 from era.core.setup.commands import Build, Commands
 from era.core.setup.package_sets import InstalledPackageSets
 from era.core.setup.setups import Setups
-from era.core.shares import Shares
-from era.core.storage import Storage
-from era.core.tasks import Threads, transfer_threads
+from era.core.storage.storage import Storage
 from era.core.telemetry import Note
-from era.core.turns import Liveness, Turns
-from era.core.usage import Usage
-from era.core.versions import HistoryBound
-from era.core.webhooks import Webhooks
-from era.directory_locks import alone, shared_directory
+from era.core.trees.live_snapshots import LiveSnapshots
+from era.core.trees.pins import Pins
+from era.core.trees.snapshots import Snapshots
+from era.core.trees.spool import Slots, Spool
 from era.drivers.choice import DriverChoice
 from era.drivers.preparations import Preparations
 from era.network import policy
@@ -69,12 +68,15 @@ from era.network.policy import ServerAddresses
 from era.network.storage import StorageListeners
 from era.network.webhooks import WebhookSender
 from era.packages.installer import PackageInstaller
+from era.server import server
+from era.server.bounds import quotas_by_default, rules
+from era.server.directory_locks import alone, shared_directory
 from era.settings import Settings
-from era.store import d1_databases
-from era.store.blobs import LocalBlobs
-from era.store.d1_databases import D1Databases
+from era.store.blobs.blobs import LocalBlobs
+from era.store.blobs.s3_blobs import S3Blobs, check_bucket
+from era.store.d1 import d1_databases
+from era.store.d1.d1_databases import D1Databases
 from era.store.metadata import SqlStore
-from era.store.s3_blobs import S3Blobs, check_bucket
 from era.telemetry.traces import Tracer
 
 _DELIVERIES = 16

@@ -19,7 +19,7 @@ from jupyter_client.manager import KernelManager
 
 from era import Era
 from era.adapters.jupyter import EraKernel
-from era.run_notes import GAP
+from era.common.run_notes import GAP
 from era.sdk.answers import RunResult
 from era.sdk.events import Gap, Stderr, Stdout
 from tests.adapters.answers import CUT_OFF, NOTES

@@ -10,7 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
-from era.api.protocol import Protocol
+from era.api.protocol.protocol import Protocol
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 from starlette.requests import Request
 
-from era.api import addresses
+from era.api.protocol import addresses
 from era.settings import Settings
 from tests.api.guest_servers import HTTP_SERVER
 from tests.api.live import Terminal, output, start
@@ -80,7 +80,8 @@ def test_what_serves_many_is_told_nothing_of_a_request() -> None:
 
 
 CREDULOUS = """
-from era.api import addresses, proxy
+from era.api.protocol import addresses
+from era.api.routes import proxy
 addresses._is_verified = lambda *_: True
 proxy.served_url = addresses.base_url
 """

@@ -18,10 +18,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from era.core.files import archives, pack, unpack
-from era.core.files.spool import Slots, Spool
-from era.core.files.totals import Bounds
+from era.core.files import archives
 from era.core.models import EMPTY
+from era.core.totals import Bounds
+from era.core.trees import pack, unpack
+from era.core.trees.spool import Slots, Spool
 from era.errors import BadRequest, EraError, TooLarge
 from tests.api.answers import refused
 from tests.api.archives_api import FORMS, MTIME, SYM, member, send, tar, zipped

@@ -16,12 +16,13 @@ import pytest
 from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.types import Message
 
-from era.api import context, runs
-from era.api.context import StrictRoute
+from era.api.routes import runs
+from era.api.routing import context
+from era.api.routing.context import StrictRoute
 from era.core import jsontext
-from era.core.api_keys import Caller
+from era.core.execution.run_messages import RunRequest
 from era.core.models import OwnedId
-from era.core.run_messages import RunRequest
+from era.core.owners.api_keys import Caller
 from era.errors import EraError, TooManyWaiting
 from era.settings import Settings
 from era.wire.runs import RunBody

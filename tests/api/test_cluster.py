@@ -123,7 +123,7 @@ def test_nobody_else_passes_calls_on(hosts: list[httpx.Client], header: str) -> 
 
 
 SEES_NOBODY = """
-from era.core.homes import Homes
+from era.core.cluster.homes import Homes
 async def check_alone_at(self, url): pass
 Homes.check_alone_at = check_alone_at
 """

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.one_host("a cluster collects once an hour, however much
 BEFORE_EACH_ROW = """
 import asyncio, functools
 from era import app
-from era.core import garbage
-from era.core.files import snapshots
+from era.core.operation import garbage
+from era.core.trees import snapshots
 from era.store.metadata import SqlStore
 from era.store.storage_items import StorageItemRows
 
@@ -49,7 +49,7 @@ StorageItemRows.put_item = collecting(StorageItemRows.put_item)
 
 UNTOLD = """
 from contextlib import nullcontext
-from era.store.blobs import LocalBlobs
+from era.store.blobs.blobs import LocalBlobs
 LocalBlobs.naming = lambda self: nullcontext()
 """
 """The store isn't told that a row will name what is put."""
@@ -148,9 +148,9 @@ def test_what_a_row_is_about_to_name_stays(own_server: MakeServer, untold: bool)
 
 
 SOON = """
-from era.core import garbage
-from era.core.files import snapshots
-from era.store import blobs
+from era.core.operation import garbage
+from era.core.trees import snapshots
+from era.store.blobs import blobs
 
 snapshots.SHORT_GRACE_SECONDS = 1.0
 garbage._MARGIN_SECONDS = 3.0
@@ -158,7 +158,7 @@ garbage._AGAIN_SECONDS = 1.0
 garbage._LOOK_SECONDS = 0.1
 """
 ALMOST_FULL = f"""{SOON}
-from era.core import expiry
+from era.core.sessions import expiry
 expiry._TRIMMED_EVERY = 1
 blobs._LEAST_GARBAGE, blobs._MOST_GARBAGE = 1 << 18, 4 << 20
 """

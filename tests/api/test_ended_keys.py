@@ -100,7 +100,7 @@ def test_what_the_key_is_still_good_for_goes_on(owners: Owners) -> None:
 
 FORGETFUL = """
 import asyncio
-from era.core.api_keys import ApiKeys
+from era.core.owners.api_keys import ApiKeys
 async def never(self, caller, scope):
     await asyncio.Event().wait()
 ApiKeys.until_barred = never

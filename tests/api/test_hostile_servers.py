@@ -140,7 +140,7 @@ def test_answers_without_content_have_no_length(server: Server, live: str) -> No
 
 
 COPYING = """
-from era.api import proxy as forward
+from era.api.routes import proxy as forward
 async def copy(self):
     self._began = True
     while piece := await self._reader.read(65536):
@@ -186,7 +186,7 @@ def test_endless_answers_are_bounded(client: httpx.Client, session: MakeSession,
 
 
 HURRIED = """
-from era.api import proxy as forward
+from era.api.routes import proxy as forward
 from era.core.public import live_servers
 forward.HEAD_SECONDS, forward.IDLE_SECONDS = 3.0, 5.0
 live_servers._START_SECONDS, live_servers.MAX_CALLERS = 1.0, 4

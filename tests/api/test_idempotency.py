@@ -125,7 +125,7 @@ def test_answers_outlive_a_kill(own_server: MakeServer) -> None:
 
 
 def test_old_answers_go_where_a_session_s_take_too_much(own_server: MakeServer) -> None:
-    server = own_server(weakness=built_with("era.bounds.Retention", answer_bytes=1 << 20), outputs_kept="1")
+    server = own_server(weakness=built_with("era.server.bounds.Retention", answer_bytes=1 << 20), outputs_kept="1")
     noise = "import random; print(random.Random({0}).randbytes(600_000).hex())"
     bodies = [{"code": f"{COUNT}\n{noise.format(number)}"} for number in range(3)]
     with server.client() as client:

@@ -140,7 +140,7 @@ def test_a_line_s_end_behind_a_path_changes_nothing(owners: Owners) -> None:
         writer.delete(f"/api/sessions/{where}?purge=true")
 
 
-WEAKNESS = "import era.api.scopes; era.api.scopes.check = lambda *_, **__: None"
+WEAKNESS = "import era.api.routing.scopes; era.api.routing.scopes.check = lambda *_, **__: None"
 
 
 def test_without_the_check_the_attack_succeeds(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import socket
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from era.api.protocol import REUSED_SECONDS
+from era.api.protocol.protocol import REUSED_SECONDS
 from tests.api.connections import serving
 
 CALL = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from era.core import links
+from era.core.files import links
 from era.wire.files import FileWrittenAnswer, LinkAnswer
 from tests.api.answers import checked, refused
 from tests.api.files_api import get, put

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from era.api import streaming
+from era.api.routing import streaming
+from era.core.execution.run_messages import Collected, RunResult
+from era.core.execution.spooled_output import SpooledOutput
 from era.core.models import StateOutcome
-from era.core.run_messages import Collected, RunResult
-from era.core.spooled_output import SpooledOutput
 from era.wire.runs import execute_answer, run_answer
 from tests.conftest import MakeServer, Server
 from tests.gvisor import BOTH_KINDS

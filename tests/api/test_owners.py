@@ -234,9 +234,9 @@ def test_a_session_can_be_shut_out_of_the_storage(owners: Owners, language: str)
 
 
 WEAK = """
-from era.core import storage
+from era.core.storage import storage
 from era.core.public import headers
-from era.core.api_keys import ApiKeys
+from era.core.owners.api_keys import ApiKeys
 from era.core.models import OwnedId
 from era.store import session_lookup
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from era.core.readiness import Readiness
+from era.core.operation.readiness import Readiness
 from era.errors import Unavailable, Unready
 from tests.conftest import MakeServer, eventually
 

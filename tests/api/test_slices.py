@@ -8,11 +8,12 @@ from collections.abc import Awaitable, Callable
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from era.api import protocol, terminals
-from era.api.protocol import MAX_FIELDS, Protocol
-from era.api.terminals import WebSocket
-from era.api.tunnel import PIECE, Tunnel, connect
-from era.core import frames, meter
+from era.api.protocol import protocol
+from era.api.protocol.protocol import MAX_FIELDS, Protocol
+from era.api.protocol.tunnel import PIECE, Tunnel, connect
+from era.api.routes import terminals
+from era.api.routes.terminals import WebSocket
+from era.core.concurrency import frames, meter
 from tests.api.connections import serving
 from tests.unit.core import until
 from tests.unit.test_frames import masked

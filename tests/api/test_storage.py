@@ -445,8 +445,8 @@ threading.Event().wait()
 
 NO_TURNS = """
 from era.api import guest_api
-from era.core.fair_limiter import FairLimiter
-from era.store.d1_databases import D1Databases
+from era.core.concurrency.fair_limiter import FairLimiter
+from era.store.d1.d1_databases import D1Databases
 init = D1Databases.__init__
 def without_turns(self, *given, **named):
     init(self, *given, **named)

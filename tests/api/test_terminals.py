@@ -137,7 +137,7 @@ def test_pages_of_others_open_none(client: httpx.Client, session: MakeSession, s
 
 UNCHECKED = """
 from era.api.guard import Guard
-from era.core.api_keys import OPERATOR
+from era.core.owners.api_keys import OPERATOR
 Guard._check = lambda self, scope, headers: scope["state"].setdefault("caller", OPERATOR)
 """
 
@@ -198,7 +198,7 @@ def test_owners_and_tickets(owners: Owners) -> None:
 
 
 REUSABLE = """
-from era.core.api_keys import Tickets
+from era.core.owners.api_keys import Tickets
 Tickets.take = lambda self, ticket, session_id: self._tickets[ticket].caller
 """
 

@@ -12,8 +12,8 @@ import pytest
 import uvloop
 from starlette.types import Receive, Scope, Send
 
-from era.api import protocol
-from era.api.protocol import Protocol
+from era.api.protocol import protocol
+from era.api.protocol.protocol import Protocol
 from tests.api.connections import serving
 
 PIECE, PIECES = 64 << 10, 400

@@ -196,7 +196,7 @@ def test_too_many_large_uploads_at_a_time_are_503(patient: Server, kind: str) ->
 
 
 ONE_COUNTER = """
-from era.core.shares import Shares
+from era.core.concurrency.shares import Shares
 Shares.left = lambda self, holder: self.most - 1 - self.taken
 """
 """Whoever comes first gets what there is."""

@@ -21,7 +21,7 @@ from era.client.output import Failure
 from era.cluster import local
 from era.cluster.host_process import SERVE
 from era.errors import NotReady
-from era.preflight import check_cluster
+from era.server.preflight import check_cluster
 from era.settings import Settings
 from tests.client.command import era
 from tests.cluster import running

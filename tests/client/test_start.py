@@ -17,13 +17,13 @@ import pytest
 
 import era as package
 from era.errors import NotReady
-from era.preflight import check_directory, check_is_hidden, check_variables, take_address
+from era.server.preflight import check_directory, check_is_hidden, check_variables, take_address
 from era.settings import Settings
 from tests.client.command import environment, era
 from tests.conftest import ERA, STOP_SECONDS, Server, assert_nothing_left, mounts
 from tests.soaking import soak_the_rest
 
-HEAVY = {"era.app", "era.server", "era.api", "fastapi", "uvicorn", "sqlalchemy"}
+HEAVY = {"era.app", "era.server.server", "era.api", "fastapi", "uvicorn", "sqlalchemy"}
 """What takes a second to import."""
 
 LIGHT = {"argparse", "json", "pydantic", "httpx", "rich", "importlib.metadata", "era.client.grammar"}
@@ -126,7 +126,9 @@ def test_a_data_directory_that_sandboxes_would_see(tmp_path: Path, seen: str) ->
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become an ordinary user")
 def test_a_data_directory_of_somebody_else(tmp_path: Path) -> None:
-    code = "import os, sys; from era.preflight import check_directory; from pathlib import Path; os.setuid(65534)\n"
+    code = (
+        "import os, sys; from era.server.preflight import check_directory; from pathlib import Path; os.setuid(65534)\n"
+    )
     code += "try: check_directory(Path(sys.argv[1]))\nexcept Exception as error: print(error)"
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "data"], capture_output=True, text=True)
     assert "can't be written to (Permission denied)" in done.stdout, done.stderr

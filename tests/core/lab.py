@@ -15,14 +15,14 @@ from typing import Any, cast
 
 import pytest
 
-from era.core.files.diffs import KINDS, FileChange
-from era.core.files.file_threads import FileThreads
-from era.core.files.pages import change_pages
-from era.core.files.snapshots import Snapshots
 from era.core.models import EMPTY, OwnedId, Snapshot
 from era.core.ports import Sandbox
 from era.core.program import Limits
-from era.store.blobs import LocalBlobs
+from era.core.trees.diffs import KINDS, FileChange
+from era.core.trees.file_threads import FileThreads
+from era.core.trees.pages import change_pages
+from era.core.trees.snapshots import Snapshots
+from era.store.blobs.blobs import LocalBlobs
 from tests.owners import mine
 
 LIMITS = Limits(512 << 20, 1.0, 256, disk_bytes=4 << 30, files=200_000, output_bytes=10 << 20, tmp_bytes=64 << 20)

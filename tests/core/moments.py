@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from era.core.files.live_snapshots import LiveSnapshot, LiveSnapshots
 from era.core.models import EMPTY, Snapshot
 from era.core.process import HeldFiles
+from era.core.trees.live_snapshots import LiveSnapshot, LiveSnapshots
 from era.drivers import processes
 from tests.core.lab import Lab, Place
 from tests.owners import mine

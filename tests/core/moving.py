@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any, cast
 
 from era.core.capsules.service import Capsules
-from era.core.files.pins import Pins
-from era.core.files.spool import Slots
-from era.core.files.totals import Bounds
 from era.core.metadata import Retention
 from era.core.models import (
     JsonObject,
     KeptOutputs,
     NewSession,
+    RecordedProgram,
     RunRecord,
     Session,
     Snapshot,
     StoredCode,
     now,
 )
-from era.core.run_messages import RecordedProgram
 from era.core.setup.package_sets import InstalledPackageSets
+from era.core.totals import Bounds
+from era.core.trees.pins import Pins
+from era.core.trees.spool import Slots
 from era.store.metadata import SqlStore
 from tests.core.lab import CountingBlobs, Lab, Place, described
 from tests.owners import mine

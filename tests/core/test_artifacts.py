@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from era.core.files import diffs
-from era.core.files.diffs import FileChange, written_files
 from era.core.models import EMPTY
+from era.core.trees import diffs
+from era.core.trees.diffs import FileChange, written_files
 from era.errors import CommitFailed
 from tests.core.lab import Lab, described, mutate
 from tests.owners import mine

@@ -20,8 +20,6 @@ from era.core.capsules import exports, imports
 from era.core.capsules import service as service_module
 from era.core.capsules.manifest import RECORD_FIELDS, CodeValues, RunValues, SessionValues
 from era.core.capsules.service import _EXPORTS_OF_OWNER
-from era.core.files.pins import Pins
-from era.core.files.snapshots import Snapshots
 from era.core.limits import Rules
 from era.core.metadata import Retention, SessionFilter
 from era.core.models import (
@@ -37,9 +35,11 @@ from era.core.models import (
     VersionContent,
     now,
 )
-from era.core.versions import HistoryBound
+from era.core.sessions.versions import HistoryBound
+from era.core.trees.pins import Pins
+from era.core.trees.snapshots import Snapshots
 from era.errors import BadRequest, Conflict, NotFound, TooBusy, TooLarge, Unavailable
-from era.store.blobs import LocalBlobs
+from era.store.blobs.blobs import LocalBlobs
 from era.wire.files import files_answer
 from tests import capsules
 from tests.capsules import document, edited, file, of_files, packed, parts, run, session, tree, version

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from era.core.files import copies, file_threads, live_snapshots
-from era.core.files.copies import ContentCopies
-from era.core.files.trees import SnapshotRefused
+from era.core.trees import copies, file_threads, live_snapshots
+from era.core.trees.copies import ContentCopies
+from era.core.trees.trees import SnapshotRefused
 from tests.core.lab import SETTLE
 from tests.core.moments import MomentLab, lab, write
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from era.core.files import paths
-from era.core.files.blob_store import BlobBatch
-from era.core.files.edits import Changes, PutFile, PutLink, Remove
-from era.core.files.totals import Bounds
-from era.core.files.tree_objects import name_bytes
 from era.core.models import EMPTY, Snapshot
+from era.core.totals import Bounds
+from era.core.trees import paths
+from era.core.trees.blob_store import BlobBatch
+from era.core.trees.edits import Changes, PutFile, PutLink, Remove
+from era.core.trees.tree_objects import name_bytes
 from era.errors import BadRequest, Conflict, EraError, NotFound, TooLarge
 from tests.core.lab import SETTLE, Lab, described, file_changes
 from tests.owners import mine

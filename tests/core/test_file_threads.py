@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from era.core.fair_limiter import FairLimiter, Release
-from era.core.files import file_threads, snapshots
-from era.core.files.edits import Changes, PutFile
-from era.core.files.file_threads import FileThreads
-from era.core.files.pages import change_pages, file_pages
-from era.core.files.totals import Bounds, Totals
+from era.core.concurrency.fair_limiter import FairLimiter, Release
 from era.core.models import EMPTY, OwnedId, Snapshot
+from era.core.totals import Bounds, Totals
+from era.core.trees import file_threads, snapshots
+from era.core.trees.edits import Changes, PutFile
+from era.core.trees.file_threads import FileThreads
+from era.core.trees.pages import change_pages, file_pages
 from tests.conftest import eventually
 from tests.core.lab import Lab, Place, large_turns
 from tests.core.moments import MomentLab

@@ -17,12 +17,12 @@ import pytest
 from era.core.capsules.imports import check
 from era.core.capsules.manifest import MAX_MICROS
 from era.core.capsules.trees import Objects, TreeCheck
-from era.core.files.diffs import FileChange, list_artifacts
-from era.core.files.totals import Bounds
-from era.core.files.tree_objects import PACKAGES
+from era.core.execution.run_messages import MAX_RECORDED_BYTES
 from era.core.metadata import Retention
 from era.core.models import Session
-from era.core.run_messages import MAX_RECORDED_BYTES
+from era.core.totals import Bounds
+from era.core.trees.diffs import FileChange, list_artifacts
+from era.core.trees.tree_objects import PACKAGES
 from era.errors import BadRequest, TooLarge
 from era.network.destinations import Destinations
 from era.wire.runs import RunRecordAnswer, record_answer

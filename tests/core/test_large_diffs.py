@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from era.core.files import diffs
-from era.core.files.diffs import DataChange, data_changes
+from era.core.trees import diffs
+from era.core.trees.diffs import DataChange, data_changes
 
 _KEY = "k" * 20_000
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from era.core.files import file_threads
-from era.core.files.copies import ContentCopies
-from era.core.files.trees import Scan, Tree
 from era.core.models import EMPTY, OwnedId, Snapshot
+from era.core.trees import file_threads
+from era.core.trees.copies import ContentCopies
+from era.core.trees.trees import Scan, Tree
 from tests.conftest import eventually
 from tests.core.lab import SETTLE
 from tests.core.moments import MomentLab, opened

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from era.core.files.live_snapshots import LiveSnapshots
-from era.core.files.memory import Memory
-from era.core.files.watch import WatchBudget
 from era.core.models import EMPTY
+from era.core.trees.live_snapshots import LiveSnapshots
+from era.core.trees.memory import Memory
+from era.core.trees.watch import WatchBudget
 from tests.core.lab import SETTLE
 from tests.core.moments import MomentLab
 from tests.owners import mine

@@ -12,12 +12,12 @@ from typing import Any, NoReturn
 
 import pytest
 
-from era.core.files import live_snapshots, trees
-from era.core.files.copies import ContentCopies
-from era.core.files.durable import times_tell_of_maps
-from era.core.files.live_snapshots import LiveSnapshot, LiveSnapshots
-from era.core.files.trees import SnapshotRefused
 from era.core.process import HeldFiles
+from era.core.trees import live_snapshots, trees
+from era.core.trees.copies import ContentCopies
+from era.core.trees.durable import times_tell_of_maps
+from era.core.trees.live_snapshots import LiveSnapshot, LiveSnapshots
+from era.core.trees.trees import SnapshotRefused
 from tests.core.lab import LIMITS, SETTLE
 from tests.core.moments import MomentLab, lab, write
 from tests.owners import mine

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from era.core import limits
-from era.core.files import edits, tree_objects
-from era.core.files.edits import Changes, PutFile, PutLink
-from era.core.files.totals import Bounds, Totals
-from era.core.files.tree_objects import decode, encode
-from era.core.files.trees import SnapshotRefused, WorkspaceFull
 from era.core.models import EMPTY
+from era.core.totals import Bounds, Totals
+from era.core.trees import edits, tree_objects
+from era.core.trees.edits import Changes, PutFile, PutLink
+from era.core.trees.tree_objects import decode, encode
+from era.core.trees.trees import SnapshotRefused, WorkspaceFull
 from era.errors import TooLarge
 from tests.core.lab import LIMITS, Lab, Place
 from tests.owners import mine

@@ -8,11 +8,11 @@ import tracemalloc
 
 import pytest
 
-from era.api.streaming import listing_response, with_files
-from era.core.files import pages
-from era.core.files.pages import change_pages, file_pages
-from era.core.files.tree_objects import encode
+from era.api.routing.streaming import listing_response, with_files
 from era.core.models import EMPTY, Snapshot
+from era.core.trees import pages
+from era.core.trees.pages import change_pages, file_pages
+from era.core.trees.tree_objects import encode
 from tests.core.lab import Lab
 from tests.owners import mine
 

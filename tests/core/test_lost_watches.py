@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from era.core.files import restoring, tree_objects, trees
-from era.core.files.copies import ContentCopies
-from era.core.files.live_snapshots import LiveSnapshots
-from era.core.files.memory import Memories
-from era.core.files.snapshots import Snapshots
-from era.core.files.trees import SnapshotRefused
-from era.core.files.watch import WatchBudget
 from era.core.models import EMPTY
+from era.core.trees import restoring, tree_objects, trees
+from era.core.trees.copies import ContentCopies
+from era.core.trees.live_snapshots import LiveSnapshots
+from era.core.trees.memory import Memories
+from era.core.trees.snapshots import Snapshots
+from era.core.trees.trees import SnapshotRefused
+from era.core.trees.watch import WatchBudget
 from era.errors import SandboxFailed
 from tests.conftest import eventually
 from tests.core.lab import Lab, Place

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from era.core.files.edits import Changes, PutFile
-from era.core.files.totals import Bounds
 from era.core.models import EMPTY, Snapshot
+from era.core.totals import Bounds
+from era.core.trees.edits import Changes, PutFile
 from tests.conftest import eventually, opened
 from tests.core.lab import SETTLE, Lab, Place
 from tests.owners import mine

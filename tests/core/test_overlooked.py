@@ -19,8 +19,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from era.core.files import watch as watch_module
 from era.core.models import Snapshot
+from era.core.trees import watch as watch_module
 from tests.core.lab import SETTLE, Lab, Place, described
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from era.core.files import edits
-from era.core.files.diffs import FileChange
-from era.core.files.edits import Changes, PutFile, Remove
-from era.core.files.totals import Bounds
-from era.core.files.trees import SnapshotRefused
 from era.core.models import EMPTY, Snapshot
+from era.core.totals import Bounds
+from era.core.trees import edits
+from era.core.trees.diffs import FileChange
+from era.core.trees.edits import Changes, PutFile, Remove
+from era.core.trees.trees import SnapshotRefused
 from era.errors import SandboxFailed
 from tests.core.lab import LIMITS, Lab, Place, described, file_changes, mutate
 from tests.owners import mine

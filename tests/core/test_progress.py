@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from era.core.event_log import Gap
+from era.core.concurrency.event_log import Gap
 from era.core.setup import progress
 from era.core.setup.progress import Became, Line, Progress
 

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from era.core import jsontext
+from era.core.execution.run_messages import Collected, RunResult
+from era.core.execution.spooled_output import SpooledOutput
 from era.core.models import StateOutcome
 from era.core.public import headers, relay
 from era.core.public.relay import Call, Reply
-from era.core.run_messages import Collected, RunResult
-from era.core.spooled_output import SpooledOutput
 from era.errors import RelayFailed
 from tests.weakened import FirstCome
 

@@ -20,11 +20,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from era.core.files import trees
-from era.core.files.totals import Bounds
-from era.core.files.tree_objects import name_bytes
-from era.core.files.trees import SnapshotRefused
 from era.core.models import EMPTY, STATE_FILE, Snapshot
+from era.core.totals import Bounds
+from era.core.trees import trees
+from era.core.trees.tree_objects import name_bytes
+from era.core.trees.trees import SnapshotRefused
 from era.errors import CommitFailed, SandboxFailed, Unavailable
 from tests.core.lab import CLOCK_OF_FILES, LIMITS, SETTLE, Lab, Place, described, mutate
 from tests.owners import mine

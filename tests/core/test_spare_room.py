@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from era.core.files import trees
-from era.core.files.tree_objects import TreeNotSmall
-from era.core.files.trees import Scan, SnapshotRefused
 from era.core.limits import bounds
 from era.core.models import EMPTY
+from era.core.trees import trees
+from era.core.trees.tree_objects import TreeNotSmall
+from era.core.trees.trees import Scan, SnapshotRefused
 from tests.core.lab import LIMITS, Lab
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from era.core.files import copies
-from era.core.files.copies import extents
-from era.store import blobs
+from era.core.trees import copies
+from era.core.trees.copies import extents
+from era.store.blobs import blobs
 from tests.core.lab import Lab
 
 MIB = 1 << 20

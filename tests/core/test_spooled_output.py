@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from era.core.spooled_output import MEMORY_BYTES, PIECE, SpooledOutput
-from era.store.blobs import LocalBlobs
+from era.core.execution.spooled_output import MEMORY_BYTES, PIECE, SpooledOutput
+from era.store.blobs.blobs import LocalBlobs
 from tests.conftest import opened
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from era.core import stall_timeout as stall_timeouts
-from era.core.stall_timeout import stall_timeout
+from era.core.concurrency import stall_timeout as stall_timeouts
+from era.core.concurrency.stall_timeout import stall_timeout
 
 
 def used_since(seconds: float, until: float = 1e9) -> Callable[[], float]:

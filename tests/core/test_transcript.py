@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from era.core.outputs import INLINE_BYTES, Outputs
+from era.core.execution.spooled_output import MEMORY_BYTES, PIECE, SpooledOutput
+from era.core.execution.transcript import Piece, Transcript, plain_count
 from era.core.program import STREAMS, Output, Stream
-from era.core.spooled_output import MEMORY_BYTES, PIECE, SpooledOutput
-from era.core.transcript import Piece, Transcript, plain_count
-from era.store.blobs import LocalBlobs
+from era.core.runs.outputs import INLINE_BYTES, Outputs
+from era.store.blobs.blobs import LocalBlobs
 from tests.conftest import opened
 from tests.soaking import soak_the_rest
 

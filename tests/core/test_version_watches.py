@@ -12,12 +12,12 @@ from typing import Any, cast
 
 import pytest
 
-from era.core import meter
-from era.core.event_log import Gap
-from era.core.files.diffs import entry_changes
-from era.core.live import watching
-from era.core.live.watching import FileEvent, Watching
+from era.core.concurrency import meter
+from era.core.concurrency.event_log import Gap
+from era.core.files import watching
+from era.core.files.watching import FileEvent, Watching
 from era.core.models import EMPTY, OwnedId, Snapshot
+from era.core.trees.diffs import entry_changes
 from era.errors import Unavailable
 from tests.core.lab import Lab
 from tests.owners import mine

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from era.core.files import file_threads
-from era.core.files import snapshots as snapshots_module
-from era.core.files import watch as watch_module
-from era.core.files.trees import Scan
-from era.core.files.watch import Watch, WatchBudget
 from era.core.models import EMPTY, STATE_FILE, Snapshot
+from era.core.trees import file_threads
+from era.core.trees import snapshots as snapshots_module
+from era.core.trees import watch as watch_module
+from era.core.trees.trees import Scan
+from era.core.trees.watch import Watch, WatchBudget
 from era.drivers import processes
 from tests.conftest import eventually, opened
 from tests.core import moments

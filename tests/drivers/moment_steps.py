@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-from era.core.files.live_snapshots import LiveSnapshots
-from era.core.files.snapshots import Snapshots
-from era.core.files.trees import SnapshotRefused
 from era.core.models import EMPTY, Snapshot
 from era.core.ports import Sandbox
 from era.core.process import ProcessSpec
-from era.store.blobs import LocalBlobs
+from era.core.trees.live_snapshots import LiveSnapshots
+from era.core.trees.snapshots import Snapshots
+from era.core.trees.trees import SnapshotRefused
+from era.store.blobs.blobs import LocalBlobs
 from tests.drivers.process_steps import PATIENCE, process, running, shell, spec
 from tests.owners import mine
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from era.core.stall_timeout import stall_timeout
+from era.core.concurrency.stall_timeout import stall_timeout
 from era.drivers import process_supervisor
 from era.drivers.cgroups import Cgroups, Group, _mounts, _version_1
 from tests.conftest import cgroups, eventually, is_running

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from era.core.files.allowance import bounded
 from era.core.models import EMPTY
 from era.core.program import Ended, Output, Program
+from era.core.trees.allowance import bounded
 from era.drivers import processes
 from tests.drivers.sandboxes import LIMITS, Sandboxes, Weakness
 from tests.gvisor import needs_gvisor

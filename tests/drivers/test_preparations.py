@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from era import languages
+from era.core.pool.ready_sandboxes import ReadySandboxes
 from era.core.program import Output, Program
-from era.core.ready_sandboxes import ReadySandboxes
 from era.drivers import preparations as module
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.preparations import Preparations

@@ -13,11 +13,11 @@ from typing import Any, cast
 import pytest
 import uvloop
 
+from era.core.concurrency.stall_timeout import stall_timeout
 from era.core.live import context
 from era.core.live.context import Context
 from era.core.process import ProcessEnded, ProcessSpec
 from era.core.program import Program
-from era.core.stall_timeout import stall_timeout
 from era.drivers import process_supervisor
 from era.drivers.process_supervisor import GuestProcess, ProcessSupervisor
 from era.errors import SandboxFailed

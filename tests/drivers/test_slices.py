@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from era.core import meter
-from era.core.live import file_helper, watching
+from era.core.concurrency import meter
+from era.core.files import watching
+from era.core.live import file_helper
 from era.core.live.context import Context
 from era.core.live.file_helper import FileHelper
 from era.core.live.processes import LiveProcess

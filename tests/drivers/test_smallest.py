@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from era.core.files.allowance import bounded
 from era.core.models import EMPTY
 from era.core.ports import Driver, Sandbox
 from era.core.program import Ended, Output, Program
+from era.core.trees.allowance import bounded
 from era.errors import NoIsolation, SandboxFailed
 from tests.drivers.sandboxes import LIMITS
 from tests.drivers.smallest import SmallestDriver

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from era.core import outages
+from era.core.concurrency import outages
 from era.drivers.cgroups import Group
 from era.drivers.staging import remove_tree
 from tests.drivers.sandboxes import Sandboxes, Weakness

@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from era.core.files.blob_store import BlobStore
-from era.core.files.snapshots import Snapshots
 from era.core.models import NewSession, RunRecord, Session, now
 from era.core.ports import Sandbox
+from era.core.trees.blob_store import BlobStore
+from era.core.trees.snapshots import Snapshots
 from era.store.metadata import SqlStore
 from tests.core.lab import LIMITS
 from tests.owners import mine

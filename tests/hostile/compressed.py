@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
-from era import app, bounds, parts
+from era import app, parts
 from era.client import cli
-from era.core import garbage
-from era.core.audit import Audit
-from era.core.files.snapshots import Snapshots
 from era.core.live.live_sessions import LiveSessions
 from era.core.metadata import Retention
+from era.core.operation import garbage
+from era.core.owners.audit import Audit
+from era.core.trees.snapshots import Snapshots
+from era.server import bounds
 
 PERIOD_SECONDS = 15.0
 GRACE_SECONDS = 60.0

@@ -11,12 +11,12 @@ import asyncio
 import sys
 from pathlib import Path
 
-from era.core.files.pins import Pins
-from era.core.garbage import collect_unneeded
 from era.core.metadata import Retention
+from era.core.operation.garbage import collect_unneeded
+from era.core.trees.pins import Pins
 from era.errors import CommitFailed, Unavailable
-from era.store import database, dialects
-from era.store.blobs import LocalBlobs, make_directory
+from era.store.blobs.blobs import LocalBlobs, make_directory
+from era.store.engine import database, dialects
 from era.store.metadata import SqlStore
 from era.store.runs import OUTCOME_UNKNOWN
 from tests.hostile.commits import Commits

@@ -29,23 +29,25 @@ from typing import IO, Any, cast
 from sqlalchemy import Connection
 
 from era import app, parts
-from era.api import event_stream, exchange, streaming
-from era.api.event_stream import Event
-from era.api.protocol import Protocol
-from era.core import meter, spooled_output
-from era.core.event_log import Gap
-from era.core.files import file_threads
-from era.core.files.pins import Pins
-from era.core.files.snapshots import Snapshots
-from era.core.garbage import collect_once
+from era.api.protocol import exchange
+from era.api.protocol.protocol import Protocol
+from era.api.routing import event_stream, streaming
+from era.api.routing.event_stream import Event
+from era.core.concurrency import meter
+from era.core.concurrency.event_log import Gap
+from era.core.execution import spooled_output
+from era.core.execution.spooled_output import SpooledOutput
 from era.core.metadata import MetadataStore
 from era.core.models import Session
-from era.core.spooled_output import SpooledOutput
-from era.core.versions import HistoryBound
+from era.core.operation.garbage import collect_once
+from era.core.sessions.versions import HistoryBound
+from era.core.trees import file_threads
+from era.core.trees.pins import Pins
+from era.core.trees.snapshots import Snapshots
 from era.mcp import results
 from era.settings import Settings
 from era.store import sessions
-from era.store.blobs import Batch, LocalBlobs
+from era.store.blobs.blobs import Batch, LocalBlobs
 from era.store.metadata import SqlStore
 from era.store.session_lookup import session_with_key
 from tests.conftest import Server, eventually

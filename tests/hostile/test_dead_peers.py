@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 
-from era.api.dead_peers import SECONDS, ask_when_idle, cut_off
+from era.api.protocol.dead_peers import SECONDS, ask_when_idle, cut_off
 from tests.hostile.network import Impairment, Network, Node, inside
 from tests.soaking import soak_the_rest
 

@@ -19,7 +19,7 @@ import pytest
 
 from era.core.metadata import Retention
 from era.errors import CommitFailed, SandboxFailed, Unavailable
-from era.store.blobs import LocalBlobs
+from era.store.blobs.blobs import LocalBlobs
 from era.store.metadata import SqlStore
 from tests.conftest import eventually
 from tests.hostile.commits import Commits

@@ -9,10 +9,10 @@ import pytest
 
 from era.core.metadata import Retention
 from era.errors import CommitFailed, SandboxFailed, Unavailable
-from era.store import s3_blobs
+from era.store.blobs import s3_blobs
+from era.store.blobs.s3_blobs import S3Blobs
+from era.store.blobs.s3_client import Patience
 from era.store.metadata import SqlStore
-from era.store.s3_blobs import S3Blobs
-from era.store.s3_client import Patience
 from tests.hostile.commits import Commits
 from tests.owners import mine
 from tests.soaking import soak_the_rest

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from era.core.files.snapshots import Snapshots
 from era.core.metadata import Retention
 from era.core.models import EMPTY, NewSession, RunRecord, now
-from era.store.blobs import LocalBlobs
+from era.core.trees.snapshots import Snapshots
+from era.store.blobs.blobs import LocalBlobs
+from era.store.blobs.s3_blobs import S3Blobs
 from era.store.metadata import SqlStore
-from era.store.s3_blobs import S3Blobs
 from tests.hostile.commits import Commits, FakeSandbox, fill, read
 from tests.owners import mine
 from tests.soaking import soak_the_rest
@@ -162,7 +162,7 @@ MANY = 20
 def _exact_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scratch directory is in memory, where files' times are exact. Else nothing would be old enough to be swept in
     the seconds that these tests take."""
-    monkeypatch.setattr("era.store.blobs._ROUGHNESS", 0.0)
+    monkeypatch.setattr("era.store.blobs.blobs._ROUGHNESS", 0.0)
 
 
 @pytest.mark.parametrize("seed", soak_the_rest(range(20), 1))
@@ -185,7 +185,7 @@ async def test_a_put_that_does_not_protect_its_content_fails_these_tests(
 ) -> None:
     """With a store whose puts don't renew the time of a blob that exists."""
     monkeypatch.setattr(LocalBlobs, "_reuse", lambda self, digest: True if os.path.exists(self._path(digest)) else None)
-    monkeypatch.setattr("era.store.blobs._ROUGHNESS", -1e9)  # and whose batches under way protect nothing
+    monkeypatch.setattr("era.store.blobs.blobs._ROUGHNESS", -1e9)  # and whose batches under way protect nothing
     await fails(scratch)
 
 

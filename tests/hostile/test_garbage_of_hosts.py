@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from era.core.homes import Host
+from era.core.cluster.homes import Host
 from era.core.metadata import Retention
-from era.store import s3_blobs
-from era.store.condemned import Condemned
+from era.store.blobs import s3_blobs
+from era.store.blobs.condemned import Condemned
+from era.store.blobs.s3_blobs import S3Blobs
+from era.store.blobs.s3_client import Bucket, Listed
 from era.store.homes import HomeRows
 from era.store.metadata import SqlStore
-from era.store.s3_blobs import S3Blobs
-from era.store.s3_client import Bucket, Listed
 from tests.hostile.test_garbage import Churn
 from tests.owners import mine
 from tests.soaking import soak_the_rest

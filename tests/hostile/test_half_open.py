@@ -19,21 +19,21 @@ from tests.soaking import soak_the_rest
 LIMIT = 600
 SMALL = f"""
 import resource
-from era import server
+from era.server import server
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 server.raise_descriptor_limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, ({LIMIT}, hard))
 """
 """As many descriptors as can be had by as many connections."""
 
 UNCOUNTED = """
-from era.api.protocol import Callers
+from era.api.protocol.protocol import Callers
 Callers.opened = lambda self, connection, address: True
 """
 """Lets everybody connect."""
 
 
 BODILESS = """
-from era.api.protocol import Protocol
+from era.api.protocol.protocol import Protocol
 Protocol.is_half_open = property(lambda self: self._is_idle)
 """
 """Takes a request whose head is there for one that is."""

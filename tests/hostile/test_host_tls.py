@@ -24,9 +24,9 @@ from tests.two_hosts import SECRET, Home
 WEAK = """
 import ssl
 
-import era.host_tls
+import era.cluster.host_tls
 
-strong = era.host_tls.host_tls
+strong = era.cluster.host_tls.host_tls
 
 def weak(settings):
     tls = strong(settings)
@@ -36,7 +36,7 @@ def weak(settings):
         tls.client.verify_mode = ssl.CERT_NONE
     return tls
 
-era.host_tls.host_tls = weak
+era.cluster.host_tls.host_tls = weak
 """
 """What makes hosts that look at no certificate."""
 

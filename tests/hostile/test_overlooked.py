@@ -154,7 +154,8 @@ def test_what_is_committed_is_what_is_there(isolation: str, user: str, own_serve
 
 
 TRUSTING = """
-from era.core.files import trees, watch
+from era.core.trees import trees
+from era.core.trees import watch
 from era.drivers.gvisor import GvisorSandbox
 note_links = watch.Watch.note_links
 watch.Watch.note_links = lambda *what, arrived: note_links(*what, arrived=False)
@@ -302,7 +303,7 @@ def test_no_mixture_of_deeds_is_overlooked(isolation: str, user: str, examples: 
 
 SLOW = """
 import os, time
-from era.core.files.watch import Watch
+from era.core.trees.watch import Watch
 skip, much = Watch.skip, os.environ["ERA_DATA_DIR"] + "/much"
 def slowly(self):
     if os.path.exists(much) and not os.path.exists(much + " is looked at"):
@@ -316,7 +317,7 @@ Watch.skip = slowly
 JOINED = (
     SLOW.replace("time.sleep(6)", "while os.path.exists(much): time.sleep(0.01)")
     + """
-from era.core.active_runs import ActiveRun
+from era.core.execution.active_runs import ActiveRun
 def set(self, name, value):
     if name != "joinable" or value or not hasattr(self, name): object.__setattr__(self, name, value)
 ActiveRun.__setattr__ = set

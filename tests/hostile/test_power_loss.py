@@ -19,7 +19,7 @@ import pytest
 
 from era.core.metadata import Retention
 from era.errors import EraError, NotFound
-from era.store.blobs import LocalBlobs, make_directory
+from era.store.blobs.blobs import LocalBlobs, make_directory
 from era.store.metadata import SqlStore
 from tests.hostile.commits import Commits
 from tests.hostile.power import Disk, Event, record, workload

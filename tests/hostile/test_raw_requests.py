@@ -192,7 +192,7 @@ def test_two_authorizations_or_no_host_are_refused_with_a_key(own_server: MakeSe
 
 
 TRAILERS_MERGED = """
-import era.api.protocol as protocol
+import era.api.protocol.protocol as protocol
 protocol.Protocol.on_header = protocol.HttpToolsProtocol.on_header
 """
 AUTHORIZED = b"Authorization: Bearer the-key\r\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from era.errors import NotReady
-from era.store.s3_blobs import check_bucket
+from era.store.blobs.s3_blobs import check_bucket
 from tests.conftest import MakeServer, Server
 from tests.store.s3 import S3, SECRET_KEY, FaultyS3
 

@@ -15,7 +15,7 @@ FEW = f"from era.core.files import watch; watch.MAX_WATCHES = {MOST}"
 """The bound as it is, for a smaller number."""
 
 UNBOUND = (
-    "from era.core.files.watch import WatchBudget; WatchBudget.take = lambda *_: True; WatchBudget.room = 1 << 20; "
+    "from era.core.trees.watch import WatchBudget; WatchBudget.take = lambda *_: True; WatchBudget.room = 1 << 20; "
     "WatchBudget.give_back = lambda *_: None"
 )
 MANY = """

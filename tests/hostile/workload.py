@@ -17,8 +17,8 @@ from sqlalchemy import event
 
 from era.core.metadata import Retention
 from era.errors import Conflict, EraError
-from era.store import dialects
-from era.store.blobs import LocalBlobs, make_directory
+from era.store.blobs.blobs import LocalBlobs, make_directory
+from era.store.engine import dialects
 from era.store.metadata import SqlStore
 from tests.hostile.commits import Commits
 

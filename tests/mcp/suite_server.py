@@ -2,8 +2,8 @@
 `python -m tests.mcp.suite_server serve`. Of what ERA doesn't offer (prompts, completions, tools that ask back) it has
 what scenarios of the transport need.
 
-Only what answers is added. Calls come through ERA's HTTP server and guard, the transport of era.api.mcp and the server
-object of era.mcp.protocol, as all do.
+Only what answers is added. Calls come through ERA's HTTP server and guard, the transport of era.api.routes.mcp and the
+server object of era.mcp.protocol, as all do.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ import pytest
 
 from era import Era
 from era.client.runs import follow_once
+from era.common.run_notes import GAP
 from era.mcp.calls import CallFailed, Calls
 from era.mcp.tools import _execute, _run
-from era.run_notes import GAP
 from tests.mcp.clients import text_of
 from tests.sdk.scripted import Script, serving
 

@@ -9,7 +9,7 @@ import pytest
 from mcp_types import methods
 from starlette.applications import Starlette
 
-from era.api.mcp import Mcp
+from era.api.routes.mcp import Mcp
 
 MODERN = "2026-07-28"
 META = {

@@ -25,8 +25,8 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import TextResourceContents
 from starlette.applications import Starlette
 
-from era.api.mcp import Mcp
-from era.issuer import Issuer
+from era.api.routes.mcp import Mcp
+from era.network.issuer import Issuer
 from tests.api.owners import Owners, new_key
 from tests.api.told import TELLS_ITS_END, has_ended
 from tests.conftest import Server

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from era.core.allowlist import allowlist
-from era.core.shares import Shares
+from era.core.concurrency.shares import Shares
 from era.network.accept_loop import AcceptLoop
 from era.network.descriptors import RunDescriptors
 from era.network.destinations import Destinations

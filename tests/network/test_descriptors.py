@@ -23,7 +23,7 @@ from tests.soaking import soak_the_rest
 LIMIT = 600
 SMALL = f"""
 import resource
-from era import server
+from era.server import server
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 server.raise_descriptor_limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, ({LIMIT}, hard))
 """
@@ -37,7 +37,7 @@ RunDescriptors.give_back = lambda self, count=1: None
 """Counts nothing."""
 
 ENDLESS = """
-from era.core.shares import Shares
+from era.core.concurrency.shares import Shares
 Shares.left = lambda self, holder: 1 << 30
 """
 """Has as many as anybody wants, of descriptors and of callers' connections."""

@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 
 from era.core.allowlist import allowlist
-from era.core.shares import Shares
+from era.core.concurrency.shares import Shares
 from era.network import dns
 from era.network.descriptors import RunDescriptors
 from tests.network import world

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from era.core import frames
+from era.core.concurrency import frames
 from era.network import exchange, interception
 from tests.network.lab import FINE, GOOD, HOST, IDENTITY, VALUE, Lab, request
 

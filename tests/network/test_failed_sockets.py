@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from era.core.shares import Shares
+from era.core.concurrency.shares import Shares
 from era.network import accept_loop, datagrams, splice
 from era.network.descriptors import RunDescriptors
 from era.network.destinations import Traffic

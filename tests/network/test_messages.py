@@ -17,7 +17,7 @@ from ipaddress import ip_address
 import pytest
 
 from era.core.allowlist import allowlist, folded
-from era.core.shares import Shares
+from era.core.concurrency.shares import Shares
 from era.guest import connect_filter
 from era.network import dns
 from era.network.descriptors import RunDescriptors

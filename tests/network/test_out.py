@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from era.core.allowlist import can_be_egress
+from era.core.concurrency.shares import Shares
 from era.core.models import now
 from era.core.ports import Sandbox
-from era.core.shares import Shares
 from era.core.signatures import Verify, is_genuine
 from era.network.authority import TRUSTED
 from era.network.egress import SandboxNetwork

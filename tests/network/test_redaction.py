@@ -20,8 +20,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from era.core import frames
 from era.core.allowlist import allowlist
+from era.core.concurrency import frames
 from era.core.secrets import Secret
 from era.network import exchange, interception
 from era.network.http1 import MAX_HEAD

@@ -232,8 +232,8 @@ print("for runs with secrets" in sock.getpeercert(True).decode("latin-1"), "/etc
 TALKATIVE = """
 import sys
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from era.api import context
-from era.core import execution
+from era.api.routing import context
+from era.core.execution import execution
 from era.network import authority, interception
 from era.network import egress
 execution.placeholders = lambda found: {one.name: one.value for one in found}

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from era.core import meter
 from era.core.allowlist import allowlist
+from era.core.concurrency import meter
 from era.core.secrets import Secret
 from era.network import interception, redaction
 from tests.network.lab import GOOD, HOST, OURS, Answer, Lab, fine, request

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 import pytest
 
 from era.core.allowlist import Address
-from era.core.webhooks import Unsent
+from era.core.owners.webhooks import Unsent
 from era.errors import BadRequest
 from era.network import dialing, webhooks
 from era.network.policy import Policy

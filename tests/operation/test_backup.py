@@ -22,7 +22,7 @@ from era.operation import server_data
 from era.operation.backup import _undo_rows, back_up, restore
 from era.operation.check import check
 from era.operation.server_data import LocalContent, ServerData, blob_path
-from era.store.blobs import LocalBlobs
+from era.store.blobs.blobs import LocalBlobs
 from tests.client.command import environment, era
 from tests.conftest import Server
 from tests.operation.under_load import Known, assert_as_of_one_moment, quiet, under_load

@@ -17,8 +17,8 @@ from era.operation.backup import back_up, restore
 from era.operation.check import check
 from era.operation.server_data import ServerData
 from era.operation.server_data import bucket as opened_bucket
-from era.store.s3_blobs import S3Blobs
-from era.store.s3_client import Patience
+from era.store.blobs.s3_blobs import S3Blobs
+from era.store.blobs.s3_client import Patience
 from tests.client.command import era
 from tests.conftest import Server
 from tests.operation.test_migrate import rows_of
@@ -180,7 +180,7 @@ def test_nothing_is_swept_from_a_bucket_while_a_backup_reads(
         killed.__enter__()  # and it never ends
         with pytest.raises(BlockingIOError):
             blobs.sweep(set(), time.time() + 3600)
-        monkeypatch.setattr("era.store.s3_holds._HOLD_SECONDS", -3600.0)
+        monkeypatch.setattr("era.store.blobs.s3_holds._HOLD_SECONDS", -3600.0)
         assert blobs.sweep(set(), 0.0) == 0
         assert [name for name in backed.s3.names("backed", tmp_path.name) if name.startswith("held")] == []
 

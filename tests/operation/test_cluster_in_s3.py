@@ -15,11 +15,11 @@ import pytest
 
 from era.app import collect
 from era.choices import blob_store
-from era.directory_locks import sharing
 from era.errors import Conflict
 from era.operation.backup import restore
 from era.operation.check import check
 from era.operation.server_data import ServerData
+from era.server.directory_locks import sharing
 from era.settings import Settings
 from tests.client.command import era
 from tests.cluster import KEY, LEASE_SECONDS, Cluster, running
@@ -96,11 +96,11 @@ def test_a_cluster_in_postgresql_and_s3(tmp_path: Path, s3: S3, bucket: str, pos
 
 
 QUICK = """
-import era.core.files.snapshots, era.core.garbage, era.store.s3_blobs, era.store.s3_shared
-era.core.garbage._PERIOD_SECONDS = era.core.garbage._FENCE_PAUSE_SECONDS = 0.3
-era.core.files.snapshots.Snapshots.__init__.__kwdefaults__["grace_seconds"] = 10.0
-era.store.s3_blobs._FRESH_SECONDS = 0.0
-era.store.s3_shared._SIGNED_SECONDS, era.store.s3_shared._REMOVAL_SECONDS = 3.0, 6.0
+import era.core.trees.snapshots, era.core.operation.garbage, era.store.blobs.s3_blobs, era.store.blobs.s3_shared
+era.core.operation.garbage._PERIOD_SECONDS = era.core.operation.garbage._FENCE_PAUSE_SECONDS = 0.3
+era.core.trees.snapshots.Snapshots.__init__.__kwdefaults__["grace_seconds"] = 10.0
+era.store.blobs.s3_blobs._FRESH_SECONDS = 0.0
+era.store.blobs.s3_shared._SIGNED_SECONDS, era.store.blobs.s3_shared._REMOVAL_SECONDS = 3.0, 6.0
 """
 """Collections of garbage come one after the other, and find old what was put ten seconds ago."""
 

@@ -11,19 +11,19 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, Engine, select
 
-from era.core.api_keys import ApiKey
-from era.core.audit import AuditEntry
 from era.core.models import DEFAULT_OWNER, Answered, Claim, KeptOutputs, Snapshot
+from era.core.owners.api_keys import ApiKey
+from era.core.owners.audit import AuditEntry
+from era.core.owners.webhooks import EVENTS, Webhook
 from era.core.public.inbox import Content
-from era.core.storage import Item
-from era.core.webhooks import EVENTS, Webhook
+from era.core.storage.storage import Item
 from era.errors import BadRequest, Conflict, NotReady, Unavailable
 from era.operation import rows
 from era.operation.backup import back_up, restore
 from era.operation.rows import migrate
 from era.operation.server_data import ServerData
 from era.store import place
-from era.store.tables import metadata
+from era.store.engine.tables import metadata
 from tests.client.command import era
 from tests.operation.under_load import quiet
 from tests.owners import mine

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from era import languages
-from era.core.files.memory import Memories
-from era.core.files.snapshots import Snapshots
+from era.core.concurrency.shares import Shares
+from era.core.concurrency.turns import Liveness
 from era.core.limits import Rules
 from era.core.models import DEFAULT_OWNER, EMPTY, Session
-from era.core.pool import SandboxPool
+from era.core.pool.pool import SandboxPool
 from era.core.program import Limits
 from era.core.setup.commands import Build, Builds
 from era.core.setup.progress import LastWords, Say
-from era.core.shares import Shares
-from era.core.turns import Liveness
+from era.core.trees.memory import Memories
+from era.core.trees.snapshots import Snapshots
 from era.languages.node import NODE
 from era.network.egress import SandboxNetwork
 from era.network.indexes import IndexListeners

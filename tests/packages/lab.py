@@ -21,7 +21,7 @@ from era.languages.go import GO
 from era.languages.node import NODE
 from era.languages.python import base_executable, installation_directory
 from era.packages.installer import PackageInstaller
-from era.store.blobs import LocalBlobs
+from era.store.blobs.blobs import LocalBlobs
 from tests.drivers.sandboxes import Sandboxes, Weakness
 from tests.packages.registry import Registry
 
@@ -53,7 +53,7 @@ class Lab:
         self.shared = shared or self.directory
         sizes = {"seconds": 30.0, "most_bytes": 64 << 20, "most_files": 1000, **options}
         self.blobs = LocalBlobs(self.shared / "blobs", "" if shared is None else f"{directory.name}.")
-        with patch("era.store.blobs.sync"):  # which takes a second
+        with patch("era.store.blobs.blobs.sync"):  # which takes a second
             self.blobs.open()
         self.build = cast(Build, Nowhere())
         self.runner: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run

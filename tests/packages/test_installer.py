@@ -254,7 +254,7 @@ def test_a_package_set_comes_back_from_the_blobs(lab: Lab, registry: Registry) -
 
 
 def test_a_digest_is_what_keeps_damage_out(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("era.core.files.trees.digest_of", lambda fd: next(iter(lab.archives())))
+    monkeypatch.setattr("era.core.trees.trees.digest_of", lambda fd: next(iter(lab.archives())))
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
     made = lab.make(pip=["one"])
     shutil.rmtree(lab.directory / "environments" / made.digest)

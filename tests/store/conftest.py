@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from era.store import dialects, migrations
+from era.store import migrations
+from era.store.engine import dialects
 from era.store.metadata import SqlStore
 from tests.postgres import Postgres
 from tests.store.d1 import databases, small_disk

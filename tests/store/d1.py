@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from era.core.models import DEFAULT_OWNER
-from era.store.d1_databases import D1Databases
+from era.store.d1.d1_databases import D1Databases
 
 ROOM = 1 << 30
 A = (DEFAULT_OWNER, "a")

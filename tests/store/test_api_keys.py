@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from era.core.api_keys import ApiKey, ApiKeys
 from era.core.models import now
-from era.core.quotas import WORDS, Quotas
+from era.core.owners.api_keys import ApiKey, ApiKeys
+from era.core.owners.quotas import WORDS, Quotas
 from era.errors import Conflict, NotFound, Unavailable
 from era.store.metadata import SqlStore
 from tests.store.postgres_proxy import PostgresProxy, postgres_proxy

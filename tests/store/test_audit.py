@@ -9,9 +9,9 @@ from itertools import pairwise
 import pytest
 from structlog.testing import capture_logs
 
-from era.core import meter
-from era.core.api_keys import Caller
-from era.core.audit import Action, Audit, AuditEntry, AuditFilter
+from era.core.concurrency import meter
+from era.core.owners.api_keys import Caller
+from era.core.owners.audit import Action, Audit, AuditEntry, AuditFilter
 from era.store.metadata import SqlStore
 
 

@@ -15,10 +15,10 @@ import pytest
 
 from era.core import models
 from era.core.files import archives
-from era.core.files.snapshots import SHORT_GRACE_SECONDS, Snapshots
-from era.store import blobs as module
-from era.store.blobs import LocalBlobs
-from era.store.s3_blobs import S3Blobs
+from era.core.trees.snapshots import SHORT_GRACE_SECONDS, Snapshots
+from era.store.blobs import blobs as module
+from era.store.blobs.blobs import LocalBlobs
+from era.store.blobs.s3_blobs import S3Blobs
 from tests.soaking import soak_the_rest
 from tests.store.s3 import S3
 

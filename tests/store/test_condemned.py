@@ -22,26 +22,28 @@ from sqlalchemy import Connection, Delete, Update, bindparam, delete
 
 from era.core import limits
 from era.core.capsules.service import Capsules
-from era.core.files import snapshots
-from era.core.files.edits import Changes, PutFile
-from era.core.files.pins import Pins
-from era.core.files.snapshots import Snapshots
-from era.core.files.spool import Slots
-from era.core.files.totals import Bounds
-from era.core.garbage import collect_unneeded
-from era.core.homes import Host
+from era.core.cluster.homes import Host
 from era.core.metadata import MetadataStore, SetupJob
 from era.core.models import DEFAULT_OWNER, EMPTY, NewCopy, Snapshot, Version, VersionContent, now
+from era.core.operation.garbage import collect_unneeded
 from era.core.setup.package_sets import InstalledPackageSets
-from era.core.storage import Item
+from era.core.storage.storage import Item
+from era.core.totals import Bounds
+from era.core.trees import snapshots
+from era.core.trees.edits import Changes, PutFile
+from era.core.trees.pins import Pins
+from era.core.trees.snapshots import Snapshots
+from era.core.trees.spool import Slots
 from era.errors import Fenced, HostLost, NotFound, Unavailable
-from era.store import condemned as rows
-from era.store import s3_blobs, s3_client, s3_shared, sessions, tables
-from era.store.condemned import Condemned
+from era.store import sessions
+from era.store.blobs import condemned as rows
+from era.store.blobs import s3_blobs, s3_client, s3_shared
+from era.store.blobs.condemned import Condemned
+from era.store.blobs.s3_blobs import S3Blobs
+from era.store.blobs.s3_client import Bucket
+from era.store.engine import tables
 from era.store.homes import HomeRows
 from era.store.metadata import SqlStore
-from era.store.s3_blobs import S3Blobs
-from era.store.s3_client import Bucket
 from tests.conftest import eventually
 from tests.core.lab import LIMITS
 from tests.owners import mine
@@ -121,7 +123,7 @@ async def test_what_nothing_needs_goes_and_the_rest_stays(join: Join) -> None:
 async def test_large_content_goes_with_its_parts(
     join: Join, s3: S3, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("era.store.s3_blobs.PART", 1 << 16)
+    monkeypatch.setattr("era.store.blobs.s3_blobs.PART", 1 << 16)
     a = await join("a")
     (tmp_path / "large").write_bytes(os.urandom(300_000))
 
@@ -550,7 +552,7 @@ async def test_a_dead_host_names_nothing_any_more(join: Join, url: str) -> None:
 
 async def no_patience(one: OneHost) -> int:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("era.core.garbage._FENCE_PAUSE_SECONDS", 0.0)
+        patch.setattr("era.core.operation.garbage._FENCE_PAUSE_SECONDS", 0.0)
         return await collect_unneeded(Snapshots(one.blobs), one.store, Pins())
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from era.errors import BadRequest, EraError, Forbidden, SqlUnknown, TooLarge, Unavailable
-from era.store import d1_databases, d1_worker
-from era.store.d1_databases import D1Databases
+from era.store.d1 import d1_databases, d1_worker
+from era.store.d1.d1_databases import D1Databases
 from tests.soaking import soak_the_rest
 from tests.store.d1 import ROOM, A, query, run
 from tests.unit.core import until

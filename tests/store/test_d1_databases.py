@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from era.core.fair_limiter import FairLimiter
+from era.core.concurrency.fair_limiter import FairLimiter
 from era.core.models import DEFAULT_OWNER
 from era.errors import BadRequest, EraError, Forbidden, TooLarge
-from era.store import d1_databases, d1_worker
-from era.store.d1_databases import D1Databases
+from era.store.d1 import d1_databases, d1_worker
+from era.store.d1.d1_databases import D1Databases
 from tests.removals import noted_removals, on_the_loop
 from tests.store.d1 import ROOM, A, query, run
 
@@ -254,7 +254,7 @@ def test_time_is_what_a_call_takes_itself(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(d1_worker, "statements", wait)
     monkeypatch.setattr(d1_worker, "CPU_SECONDS", 0.3)
     monkeypatch.setattr(d1_worker, "_STEPS", 1)
-    monkeypatch.setattr("era.store.d1_worker.time.process_time", getattr(time, clock))
+    monkeypatch.setattr("era.store.d1.d1_worker.time.process_time", getattr(time, clock))
     request = json.dumps(
         {"path": str(tmp_path / "a"), "sql": "SELECT 1", "params": [], "many": True, "most_bytes": 1 << 20}
     )
@@ -279,7 +279,7 @@ async def test_one_call_of_a_function_that_takes_for_ever_is_killed(
     databases: D1Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing can interrupt SQLite in there. Were it a thread of the service's, it would be lost."""
-    monkeypatch.setattr("era.store.d1_databases._KILL_SECONDS", 1.0)
+    monkeypatch.setattr("era.store.d1.d1_databases._KILL_SECONDS", 1.0)
     begun = time.monotonic()
     with pytest.raises(BadRequest) as caught:
         await query(databases, SLOW_FUNCTION)

@@ -17,10 +17,10 @@ import pytest
 
 from era.core.models import DEFAULT_OWNER
 from era.errors import BadRequest, SqlUnknown, Unavailable
-from era.store import d1_databases, d1_replicas
-from era.store.d1_databases import D1Databases
-from era.store.d1_replicas import CHUNK, MOVED, DatabaseReplicas
-from era.store.database import DatabaseAway
+from era.store.d1 import d1_databases, d1_replicas
+from era.store.d1.d1_databases import D1Databases
+from era.store.d1.d1_replicas import CHUNK, MOVED, DatabaseReplicas
+from era.store.engine.database import DatabaseAway
 from tests.store.d1 import run
 from tests.store.rows import execute, opened
 

@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, RootTransaction, event
 
-from era.core.audit import AuditFilter
 from era.core.metadata import RunFilter, SessionFilter
-from era.core.usage import use_of
+from era.core.owners.audit import AuditFilter
+from era.core.owners.usage import use_of
 from era.errors import CommitFailed, SessionDeleted, Unavailable
-from era.store import database
-from era.store.database import DatabaseAway
+from era.store.engine import database
+from era.store.engine.database import DatabaseAway
 from era.store.metadata import SqlStore
 from tests.owners import mine
 from tests.store.postgres_proxy import PostgresProxy, postgres_proxy
@@ -216,7 +216,7 @@ COMMITTER = """
 import asyncio, sys
 from era.core.models import NewSession, RunRecord, now
 from tests.owners import mine
-from era.store.database import DatabaseAway
+from era.store.engine.database import DatabaseAway
 from era.store.metadata import SqlStore
 
 async def main():

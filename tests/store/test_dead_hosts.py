@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from era.core.homes import Host
+from era.core.cluster.homes import Host
 from era.core.models import DEFAULT_OWNER
-from era.core.storage import Item
+from era.core.storage.storage import Item
 from era.errors import HostLost, SqlUnknown
-from era.store.d1_databases import D1Databases
-from era.store.d1_replicas import DatabaseReplicas
-from era.store.database import DatabaseAway
+from era.store.d1.d1_databases import D1Databases
+from era.store.d1.d1_replicas import DatabaseReplicas
+from era.store.engine.database import DatabaseAway
 from era.store.metadata import SqlStore
 from tests.store.d1 import run
 from tests.store.rows import execute, opened

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from era.core.files import durable
-from era.store import blobs as module
-from era.store.blobs import LocalBlobs
+from era.core.trees import durable
+from era.store.blobs import blobs as module
+from era.store.blobs.blobs import LocalBlobs
 
 
 @pytest.fixture

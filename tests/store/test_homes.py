@@ -13,17 +13,17 @@ from typing import Any, cast
 import pytest
 from sqlalchemy import Connection, event
 
-from era.core import deliveries
-from era.core.homes import Homes, Host
+from era.core.cluster.homes import Homes, Host
 from era.core.metadata import SessionChange
 from era.core.models import Session, StoredCode, now
+from era.core.owners import deliveries
+from era.core.owners.usage import day_of
 from era.core.process import ProcessRecord
 from era.core.public.inbox import Content, Outcome
 from era.core.public.inbox_worker import Inbox
-from era.core.runs import Runs
-from era.core.usage import day_of
+from era.core.runs.runs import Runs
 from era.errors import CommitFailed, Fenced, HostLost, NotFound, SessionDeleted, SessionMoved
-from era.store import tables
+from era.store.engine import tables
 from era.store.homes import _ANY_LOST, LOST, HomeRows
 from era.store.metadata import SqlStore
 from tests.owners import mine

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from era.core.idempotency import IdempotencyKeys, create_once, no_answer, session_from_json
 from era.core.metadata import Retention
 from era.core.models import Answered, Claim, KeptOutputs, NewCopy, Route, Session, StoredCode
+from era.core.sessions.idempotency import IdempotencyKeys, create_once, no_answer, session_from_json
 from era.errors import Conflict, KeyReused
 from era.store import idempotency
 from era.store.metadata import SqlStore

@@ -15,9 +15,9 @@ from era.core.public.inbox import Content, Delivery, DeliveryStatus, Outcome
 from era.core.signatures import Verify
 from era.errors import NotFound, TooManyDeliveries
 from era.store import inbox as rows
-from era.store.database import DatabaseAway
+from era.store.engine.database import DatabaseAway
+from era.store.engine.tables import deliveries
 from era.store.metadata import SqlStore
-from era.store.tables import deliveries
 from tests.owners import mine
 from tests.soaking import soak_the_rest
 from tests.store.rows import new, opened

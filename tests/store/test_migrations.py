@@ -13,10 +13,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect
 
-from era.core.homes import Host
+from era.core.cluster.homes import Host
 from era.errors import NotReady, Unavailable
 from era.store import migrations
-from era.store.tables import metadata as tables
+from era.store.engine.tables import metadata as tables
 from tests.owners import mine
 from tests.store.rows import ended, engine_of, execute, new, opened
 

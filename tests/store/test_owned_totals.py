@@ -14,11 +14,11 @@ from sqlalchemy import Connection
 
 from era.core.metadata import Retention
 from era.core.models import DEFAULT_OWNER, NewCopy, OwnedId, Snapshot
-from era.core.quotas import Bound
+from era.core.owners.quotas import Bound
 from era.errors import QuotaReached
 from era.store import quotas
+from era.store.engine.owned_totals import OwnedTotals
 from era.store.metadata import SqlStore
-from era.store.owned_totals import OwnedTotals
 from tests.owners import mine
 from tests.soaking import soak_the_rest
 from tests.store.rows import new, opened

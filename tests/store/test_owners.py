@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from era.core.api_keys import ApiKey
 from era.core.metadata import SessionChange, SessionFilter
 from era.core.models import Claim, NewCopy, NewSession, OwnedId, StoredCode
+from era.core.owners.api_keys import ApiKey
 from era.errors import Conflict, NotFound
 from era.store import session_lookup
 from era.store.metadata import SqlStore

@@ -17,18 +17,18 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, text, update
 
-from era.core.homes import Host
+from era.core.cluster.homes import Host
 from era.core.metadata import RunFilter, SessionChange
-from era.core.models import DEFAULT_OWNER, Answered, Claim, KeptOutputs, OwnedId
-from era.core.usage import Use
+from era.core.models import DEFAULT_OWNER, Answered, Claim, KeptOutputs, OwnedId, Use
 from era.errors import BadRequest, CommitFailed, Conflict, HostLost, NotReady, Unavailable
-from era.store import database, dialects, place
 from era.store import homes as rows_of_homes
-from era.store.database import Database, DatabaseAway
+from era.store import place
+from era.store.engine import database, dialects
+from era.store.engine.database import Database, DatabaseAway
+from era.store.engine.tables import homes, runs, sessions
 from era.store.homes import HomeRows, _look, _renew
 from era.store.metadata import SqlStore
 from era.store.runs import list_runs_of_owner
-from era.store.tables import homes, runs, sessions
 from era.store.usage import add_use
 from tests.conftest import eventually
 from tests.owners import mine

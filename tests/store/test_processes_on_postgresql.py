@@ -11,8 +11,8 @@ import pytest
 from era.core.live.processes import ProcessRequest
 from era.core.models import Claim
 from era.core.process import ProcessRecord
-from era.store import database
-from era.store.database import DatabaseAway
+from era.store.engine import database
+from era.store.engine.database import DatabaseAway
 from tests.owners import mine
 from tests.postgres import Postgres
 from tests.store.postgres_proxy import PostgresProxy, postgres_proxy

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from era.core.homes import Host
-from era.core.models import now
-from era.core.quotas import Quotas
-from era.core.usage import Use, day_of
+from era.core.cluster.homes import Host
+from era.core.models import Use, now
+from era.core.owners.quotas import Quotas
+from era.core.owners.usage import day_of
 from era.errors import QuotaReached, RateReached, Unavailable
 from era.store.homes import HomeRows
 from era.store.metadata import SqlStore

@@ -20,10 +20,10 @@ import pytest
 from obstore import exceptions
 
 from era.errors import BadRequest, Conflict, NotReady, Unavailable
-from era.store import s3_blobs as module
-from era.store.blob_cache import BlobCache
-from era.store.s3_blobs import S3Blobs, check_bucket, installation
-from era.store.s3_client import Patience, _delete, parse
+from era.store.blobs import s3_blobs as module
+from era.store.blobs.blob_cache import BlobCache
+from era.store.blobs.s3_blobs import S3Blobs, check_bucket, installation
+from era.store.blobs.s3_client import Patience, _delete, parse
 from tests.soaking import soak_the_rest
 from tests.store.s3 import ACCESS_KEY, S3, SECRET_KEY, Fault, FaultyS3
 
@@ -111,7 +111,7 @@ def test_an_installation_keeps_its_id(tmp_path: Path) -> None:
 
 
 def test_parts_alone_are_no_content(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("era.store.s3_blobs.PART", 1 << 16)
+    monkeypatch.setattr("era.store.blobs.s3_blobs.PART", 1 << 16)
     large = bytes(range(256)) * 1000
     store = make()
     with store.batch() as batch, (tmp_path / "large").open("w+b", buffering=0) as file:
@@ -293,7 +293,7 @@ def test_expected_blobs_are_fetched_together(make: Make, faulty: FaultyS3) -> No
 
 
 def test_a_sweep_goes_through_many_pages(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("era.store.s3_client._PAGE", 7)
+    monkeypatch.setattr("era.store.blobs.s3_client._PAGE", 7)
     store = make()
     digests = put(store, *(os.urandom(10) for _ in range(50)))
     assert store.sweep(set(digests[:10]), time.time() + 1) == 40
@@ -303,7 +303,7 @@ def test_a_sweep_goes_through_many_pages(make: Make, monkeypatch: pytest.MonkeyP
 def test_a_sweep_removes_all_parts_though_they_are_listed_on_several_pages(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("era.store.s3_client._PAGE", 3)
+    monkeypatch.setattr("era.store.blobs.s3_client._PAGE", 3)
     monkeypatch.setattr(module, "PART", 1000)
     store = make()
     (tmp_path / "large").write_bytes(os.urandom(15_500))
@@ -487,7 +487,7 @@ def test_who_can_not_wait_gives_up_soon(
     s3: S3, bucket: str, make: Make, failing: FaultyS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Those who start, and what others wait for or what comes again."""
-    monkeypatch.setattr("era.store.s3_client._BRIEF_SECONDS", 0.5)
+    monkeypatch.setattr("era.store.blobs.s3_client._BRIEF_SECONDS", 0.5)
     monkeypatch.setattr(module, "_PATIENCE", LONG)
     store = make(failing.endpoint, patience=LONG)
     digest = put(store, b"content")[0]
@@ -538,7 +538,7 @@ def test_a_server_that_is_silent_about_large_content_is_an_error_in_time(
     make: Make, faulty: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After one attempt, which has the time that such an upload may need."""
-    monkeypatch.setattr("era.store.s3_client._LARGE_SECONDS", 8.0)
+    monkeypatch.setattr("era.store.blobs.s3_client._LARGE_SECONDS", 8.0)
     store = make(faulty.endpoint, patience=RESTLESS)
     faulty.answering.clear()
     try:

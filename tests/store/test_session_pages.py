@@ -12,9 +12,9 @@ from sqlalchemy import Connection, NullPool, Select, create_engine, select, text
 
 from era.core.metadata import SessionFilter
 from era.core.models import OwnedId
+from era.store.engine.tables import sessions
 from era.store.metadata import SqlStore
 from era.store.session_pages import _all_conditions, page_query, pair
-from era.store.tables import sessions
 from tests.soaking import soak_the_rest
 from tests.store.rows import new
 

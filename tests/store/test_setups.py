@@ -6,7 +6,7 @@ import pytest
 
 from era.core.metadata import SessionChange
 from era.core.models import DEFAULT_OWNER, EMPTY, OwnedId, Snapshot
-from era.core.quotas import Bound
+from era.core.owners.quotas import Bound
 from era.errors import QuotaReached
 from era.store.metadata import SqlStore
 from tests.owners import mine

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from era.core import storage as counting
 from era.core.models import DEFAULT_OWNER
-from era.core.quotas import Quotas
-from era.core.storage import ROW_BYTES, Item, Storage
+from era.core.owners.quotas import Quotas
+from era.core.storage import storage as counting
+from era.core.storage.storage import ROW_BYTES, Item, Storage
 from era.errors import QuotaReached, TooLarge, Unavailable
-from era.store.blobs import LocalBlobs
-from era.store.d1_databases import D1Databases
+from era.store.blobs.blobs import LocalBlobs
+from era.store.d1.d1_databases import D1Databases
 from era.store.metadata import SqlStore
 from tests.store.postgres_proxy import PostgresProxy, postgres_proxy
 from tests.store.rows import opened

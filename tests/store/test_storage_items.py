@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 
 from era.api.guest_api import MAX_HEAVY, MAX_REQUESTS, GuestStorage
-from era.core import storage as storage_module
-from era.core.files.snapshots import Snapshots
 from era.core.models import DEFAULT_OWNER
-from era.core.storage import INLINE_BYTES, ROW_BYTES, Kind, Namespaces, Storage
+from era.core.storage import storage as storage_module
+from era.core.storage.storage import INLINE_BYTES, ROW_BYTES, Kind, Namespaces, Storage
+from era.core.trees.snapshots import Snapshots
 from era.errors import CommitFailed, NotFound, TooLarge
-from era.store.blobs import LocalBlobs
-from era.store.d1_databases import D1Databases
+from era.store.blobs.blobs import LocalBlobs
+from era.store.d1.d1_databases import D1Databases
 from era.store.metadata import SqlStore
 
 KINDS: tuple[Kind, ...] = ("kv", "r2")
@@ -163,7 +163,7 @@ async def test_a_put_that_fails_takes_no_room(lab: Lab, monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("era.store.blobs._write", fail)
+        patched.setattr("era.store.blobs.blobs._write", fail)
         for _ in range(5):
             with pytest.raises(CommitFailed):
                 await storage.put("kv", "a", "k", LONG, None)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from era.core.homes import Host
+from era.core.cluster.homes import Host
 from era.core.models import now
-from era.core.webhooks import EVENTS, Notice, Tried, Webhook
+from era.core.owners.webhooks import EVENTS, Notice, Tried, Webhook
 from era.store.homes import LOST
 from era.store.metadata import SqlStore
 from tests.owners import mine

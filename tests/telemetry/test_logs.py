@@ -22,11 +22,11 @@ CANARY = "canary-3f9a71"
 """Part of all that callers send in these tests but for ids."""
 
 FAILING = """
-import era.core.versions
+import era.core.sessions.versions
 async def list(self, session_id, *, limit, before):
     held = 'canary-3f9a71'
     raise RuntimeError('nobody expected this')
-era.core.versions.Versions.list = list
+era.core.sessions.versions.Versions.list = list
 """
 
 

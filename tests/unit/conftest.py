@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from era.core import deliveries, late_ends
+from era.core.concurrency import late_ends
+from era.core.owners import deliveries
 from era.core.setup import setups
 from era.store.metadata import SqlStore
 from tests.unit.core import Core

@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from era.core.active_runs import ActiveRuns
-from era.core.admission import Admission
-from era.core.expiry import Expiry
-from era.core.files.live_snapshots import LiveSnapshots
-from era.core.files.snapshots import Snapshots
-from era.core.homes import ALONE
-from era.core.idempotency import IdempotencyKeys
+from era.core.concurrency.shares import Shares
+from era.core.concurrency.turns import Liveness, Turns
+from era.core.execution.active_runs import ActiveRuns
+from era.core.execution.run_messages import Collected, ExecuteRequest, RunEvent, RunRequest, RunResult
+from era.core.execution.transcript import Piece
 from era.core.limits import Rules
 from era.core.live.checkpoints import Checkpoints
 from era.core.live.contexts import Contexts
@@ -24,26 +22,27 @@ from era.core.live.live_sessions import LiveParts, LiveSessions
 from era.core.live.session_processes import SessionProcesses
 from era.core.metadata import Retention
 from era.core.models import Claim, JsonObject, Language, NewSession, OwnedId, RunRecord, Session, WantedIsolation
-from era.core.outputs import History, Outputs
-from era.core.pool import SandboxPool
-from era.core.ports import RunEgress, Sandbox
+from era.core.owners.quotas import Quotas
+from era.core.pool.admission import Admission
+from era.core.pool.pool import SandboxPool
+from era.core.ports import ALONE, RunEgress, Sandbox
 from era.core.program import Limits
-from era.core.quotas import Quotas
-from era.core.run_messages import Collected, ExecuteRequest, RunEvent, RunRequest, RunResult
-from era.core.runs import Runs
+from era.core.runs.outputs import History, Outputs
+from era.core.runs.runs import Runs
+from era.core.runs.session_run import RunParts
 from era.core.secrets import Secret
-from era.core.session_run import RunParts
-from era.core.sessions import Sessions
-from era.core.shares import Shares
+from era.core.sessions.expiry import Expiry
+from era.core.sessions.idempotency import IdempotencyKeys
+from era.core.sessions.sessions import Sessions
+from era.core.sessions.versions import HistoryBound
 from era.core.telemetry import Note, ignore
-from era.core.transcript import Piece
-from era.core.turns import Liveness, Turns
-from era.core.versions import HistoryBound
+from era.core.trees.live_snapshots import LiveSnapshots
+from era.core.trees.snapshots import Snapshots
 from era.errors import SandboxFailed
 from era.network.egress import SandboxNetwork
 from era.network.policy import Policy
 from era.network.storage import StorageListeners
-from era.store.blobs import LocalBlobs
+from era.store.blobs.blobs import LocalBlobs
 from era.store.metadata import SqlStore
 from tests.drivers.fake import FakeDriver, FakeSandbox
 from tests.drivers.sandboxes import LIMITS

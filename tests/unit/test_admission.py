@@ -10,11 +10,11 @@ from typing import cast
 
 import pytest
 
-from era.core import admission as admissions
-from era.core.admission import Admission, Slot
-from era.core.fair_limiter import Release
+from era.core.concurrency.fair_limiter import Release
+from era.core.execution.run_messages import ExecuteRequest
+from era.core.pool import admission as admissions
+from era.core.pool.admission import Admission, Slot
 from era.core.ports import Sandbox
-from era.core.run_messages import ExecuteRequest
 from tests.owners import mine
 from tests.unit.core import URL, Core, Listener, Ran, request, until
 

@@ -24,15 +24,15 @@ import yaml  # type: ignore[import-untyped]  # it has no types of its own
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
-from era.core.admission import Admission
-from era.core.files.pins import Pins
-from era.core.files.snapshots import Snapshots
-from era.core.garbage import collect_once
-from era.core.homes import Homes
+from era.core.cluster.homes import Homes
 from era.core.models import StoredCode, now
+from era.core.operation.garbage import collect_once
+from era.core.operation.readiness import Readiness
+from era.core.pool.admission import Admission
 from era.core.public.inbox import Content
-from era.core.readiness import Readiness
 from era.core.telemetry import RequestEnded
+from era.core.trees.pins import Pins
+from era.core.trees.snapshots import Snapshots
 from era.errors import CommitFailed, SandboxFailed, TooBusy
 from era.operation.server_data import LocalContent
 from era.store.metadata import SqlStore

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from era.core.files.allowance import Allowance, Full
 from era.core.models import EMPTY, Snapshot
+from era.core.trees.allowance import Allowance, Full
 from tests.drivers.sandboxes import LIMITS
 
 NOBODY = 65534
@@ -73,7 +73,7 @@ class Disk:
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
     monkeypatch.chdir(tmp_path)  # back at the end
     made = Disk()
-    monkeypatch.setattr("era.core.files.allowance.os.statvfs", made.statvfs)
+    monkeypatch.setattr("era.core.trees.allowance.os.statvfs", made.statvfs)
     return made
 
 

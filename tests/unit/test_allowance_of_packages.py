@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from era.core.files import trees
-from era.core.files.allowance import Full, _Usage
+from era.core.trees import trees
+from era.core.trees.allowance import Full, _Usage
 from tests.drivers.sandboxes import LIMITS
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import h11
 
-from era.api.exchange import Exchange
+from era.api.protocol.exchange import Exchange
 from era.errors import EraError
 from tests.unit.core import until
 

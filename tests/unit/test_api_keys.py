@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from era.core.api_keys import OPERATOR, ApiKey, ApiKeys, Change
 from era.core.models import now
+from era.core.owners.api_keys import OPERATOR, ApiKey, ApiKeys, Change
 from era.errors import NotFound, Unavailable
 
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from era.core.active_runs import ActiveRun
+from era.core.execution.active_runs import ActiveRun
 from era.errors import NotFound, SandboxFailed
 from tests.owners import mine
 from tests.unit.core import Core, request, until

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from era.api.protocol import Callers
+from era.api.protocol.protocol import Callers
 
 
 class Connection:

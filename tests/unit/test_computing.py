@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from era.api import http
-from era.core import versions
 from era.core.models import OwnedId
 from era.core.public import relay
-from era.core.versions import Versions
+from era.core.sessions import versions
+from era.core.sessions.versions import Versions
 
 _AT_ONCE = 9
 

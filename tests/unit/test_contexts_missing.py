@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from era import doctor, languages
+from era import languages
 from era.errors import BadRequest
 from era.languages import ipython
+from era.server import doctor
 from era.settings import Settings
 from tests.unit.core import Core
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from era.api import terminals
+from era.api.routes import terminals
 from era.errors import BadRequest
 
 LONG = json.dumps({"nonsense": [1] * 300_000})

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from era.core.concurrency.shares import Shares
 from era.core.metadata import SessionChange, SessionFilter
 from era.core.models import DEFAULT_OWNER, Session
 from era.core.ports import Sandbox
 from era.core.public.live_servers import LiveServers
-from era.core.shares import Shares
 from era.errors import EraError, Forbidden, NotFound, SessionDeleted
-from era.store.database import DatabaseAway
+from era.store.engine.database import DatabaseAway
 from tests.owners import mine
 from tests.unit.core import URL, Core, Listener, request, until
 

@@ -10,11 +10,11 @@ from functools import partial
 import pytest
 from structlog.testing import capture_logs
 
-from era.core import deliveries
-from era.core.deliveries import Deliveries, Record, after_failure
-from era.core.fair_limiter import FairLimiter
-from era.core.late_ends import delay
+from era.core.concurrency.fair_limiter import FairLimiter
+from era.core.concurrency.late_ends import delay
 from era.core.models import now
+from era.core.owners import deliveries
+from era.core.owners.deliveries import Deliveries, Record, after_failure
 from era.errors import Fenced, Unavailable
 from tests.unit.core import until
 
@@ -167,7 +167,7 @@ async def test_queues_are_not_looked_for_while_stop_waits(monkeypatch: pytest.Mo
 
 
 def test_retry_delay_grows_fourfold_up_to_900_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("era.core.late_ends.FIRST_DELAY", 1.0)
+    monkeypatch.setattr("era.core.concurrency.late_ends.FIRST_DELAY", 1.0)
     assert [delay(n) for n in (1, 2, 3, 4, 5, 6, 20)] == [1, 4, 16, 64, 256, 900, 900]
     before = now()
     status, due = after_failure(2, 2)

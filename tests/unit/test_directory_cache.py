@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from era.core import directory_cache
-from era.core.files.edits import Changes, Remove
-from era.core.files.totals import Bounds
 from era.core.models import Snapshot
+from era.core.pool import directory_cache
+from era.core.totals import Bounds
+from era.core.trees.edits import Changes, Remove
 from tests.owners import mine
 from tests.unit.core import Core, until
 

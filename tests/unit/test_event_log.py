@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from era.api import event_stream as streams
-from era.api.event_stream import Event, event_stream
-from era.core.event_log import EventLog, Gap
+from era.api.routing import event_stream as streams
+from era.api.routing.event_stream import Event, event_stream
+from era.core.concurrency.event_log import EventLog, Gap
 from era.errors import Unavailable
 
 

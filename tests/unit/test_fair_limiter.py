@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from era.core import fair_limiter
-from era.core.fair_limiter import FairLimiter, Release
+from era.core.concurrency import fair_limiter
+from era.core.concurrency.fair_limiter import FairLimiter, Release
 from era.errors import TooBusy
 from tests.unit.core import until
 

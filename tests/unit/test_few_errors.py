@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from era.common.few_errors import MOST_ERRORS, TOO_MANY, FewErrors
 from era.core.secrets import MAX_SECRETS
-from era.few_errors import MOST_ERRORS, TOO_MANY, FewErrors
 from era.mcp.arguments import OnceInLanguage
 from era.wire.api_keys import KeyBody
 from era.wire.base import EgressBody

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from era.core.live import file_helper, watching
-from era.core.live.current_files import _listed
+from era.core.files import watching
+from era.core.files.current_files import _listed
+from era.core.live import file_helper
 from era.core.live.file_helper import FileHelper, _taken, entry_of, number_of
 from era.core.process import ProcessEnded, ProcessOutput
 from era.errors import Unavailable

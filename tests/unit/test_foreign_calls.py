@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from era.api import foreign_calls
-from era.api.foreign_calls import field_hint, path_hint, session_path_hint
+from era.api.routing import foreign_calls
+from era.api.routing.foreign_calls import field_hint, path_hint, session_path_hint
 from era.wire import runs, sessions, storage
 
 ROOT = Path(__file__).parents[2]

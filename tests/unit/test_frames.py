@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from era.core import frames
+from era.core.concurrency import frames
 
 
 def masked(opcode: int, data: bytes, *, is_final: bool = True) -> bytes:

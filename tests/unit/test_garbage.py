@@ -14,15 +14,16 @@ import pytest
 from sqlalchemy import select
 from structlog.testing import capture_logs
 
-from era.core.files.pins import Pins
-from era.core.files.snapshots import Snapshots
-from era.core.garbage import collect_once
+from era.core.concurrency.tasks import in_background
 from era.core.metadata import Retention
 from era.core.models import EMPTY, Session, Snapshot, Version, VersionContent, now
-from era.core.tasks import in_background
-from era.store import sessions, tables
-from era.store.blobs import LocalBlobs
-from era.store.database import DatabaseAway
+from era.core.operation.garbage import collect_once
+from era.core.trees.pins import Pins
+from era.core.trees.snapshots import Snapshots
+from era.store import sessions
+from era.store.blobs.blobs import LocalBlobs
+from era.store.engine import tables
+from era.store.engine.database import DatabaseAway
 from era.store.metadata import SqlStore
 from tests.owners import mine
 from tests.unit.core import Core

@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 from starlette.types import Message
 
-from era.api.proxy import _ToProgram
-from era.api.tunnel import connect
+from era.api.protocol.tunnel import connect
+from era.api.routes.proxy import _ToProgram
 from era.errors import RelayFailed
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from era.core.execution.run_messages import RunResult
 from era.core.models import KeptVersion, NewCopy, Session
-from era.core.run_messages import RunResult
-from era.core.versions import MAX_NAMED, HistoryBound
+from era.core.sessions.versions import MAX_NAMED, HistoryBound
 from era.errors import TooLarge
 from tests.owners import mine
 from tests.unit.core import Core

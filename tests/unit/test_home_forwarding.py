@@ -16,19 +16,19 @@ from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from era.api import home_forwarding
-from era.api.addresses import base_url, served_port
 from era.api.guard import Guard, LargeBodies, Room
-from era.api.home_forwarding import HomeForwarding
-from era.api.hop import HEADER, Hop, Hops
-from era.api.other_hosts import Connection, HostConnections, HungUp, OtherHosts
-from era.core.api_keys import Caller
-from era.core.fair_limiter import FairLimiter
-from era.core.homes import Home, Homes, Host, Place
+from era.api.hosts import home_forwarding
+from era.api.hosts.home_forwarding import HomeForwarding
+from era.api.hosts.hop import HEADER, Hop, Hops
+from era.api.hosts.other_hosts import Connection, HostConnections, HungUp, OtherHosts
+from era.api.protocol.addresses import base_url, served_port
+from era.core.cluster.homes import Home, Homes, Host, Place
+from era.core.cluster.moves import Moves
+from era.core.concurrency.fair_limiter import FairLimiter
+from era.core.concurrency.turns import Turns
 from era.core.live.live_sessions import LiveSessions
-from era.core.moves import Moves
-from era.core.pool import SandboxPool
-from era.core.turns import Turns
+from era.core.owners.api_keys import Caller
+from era.core.pool.pool import SandboxPool
 from era.errors import Forbidden, HomeLost, HomeUnreachable, Unavailable
 from era.settings import Settings
 from tests.owners import mine

@@ -11,9 +11,9 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from era.api.health import ready
+from era.api.routes.health import ready
 from era.core import models
-from era.core.homes import Home, Homes, Host, HostRecord, Place, View
+from era.core.cluster.homes import Home, Homes, Host, HostRecord, Place, View
 from era.core.models import now, set_clock
 from era.errors import HostLost, NoLease, NotReady, Unavailable, Unready
 from tests.unit.core import until

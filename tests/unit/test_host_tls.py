@@ -16,14 +16,14 @@ import pytest
 import uvloop
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from era.api.hop import Hops
-from era.api.other_hosts import HostConnections
-from era.core.homes import Homes, Host
-from era.doctor import cluster_findings
+from era.api.hosts.hop import Hops
+from era.api.hosts.other_hosts import HostConnections
+from era.cluster.host_tls import host_tls
+from era.core.cluster.homes import Homes, Host
 from era.errors import NotReady
-from era.host_tls import host_tls
-from era.issuer import Issuer
-from era.preflight import check_cluster
+from era.network.issuer import Issuer
+from era.server.doctor import cluster_findings
+from era.server.preflight import check_cluster
 from era.settings import Settings
 from tests.unit.test_homes import Rows
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from era.core import deliveries
-from era.core.homes import Alone
 from era.core.models import OwnedId, Session, StoredCode, new_id, now
+from era.core.owners import deliveries
+from era.core.ports import Alone
 from era.core.public.inbox import Content, Delivery
 from era.core.public.inbox_worker import Inbox
 from era.store.inbox import InboxRows

@@ -11,7 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from era.api import guard
 from era.api.guard import Guard
-from era.core.api_keys import Caller
+from era.core.owners.api_keys import Caller
 
 MIB = 1 << 20
 

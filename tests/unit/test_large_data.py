@@ -14,12 +14,12 @@ import pytest
 from pydantic import BaseModel
 from starlette.types import Message, Receive, Scope, Send
 
-from era.api.context import claim_of
-from era.api.mcp import Mcp, _without_arguments
+from era.api.routes.mcp import Mcp, _without_arguments
+from era.api.routing.context import claim_of
 from era.core import jsontext
 from era.core.metadata import SessionChange
 from era.core.models import NewSession
-from era.core.versions import Versions
+from era.core.sessions.versions import Versions
 from era.errors import TooLarge
 from era.wire.base import EgressBody, LimitsBody
 from era.wire.processes import PtyBody, StartProcess

@@ -11,11 +11,11 @@ from unittest.mock import Mock
 
 import pytest
 
-import era.api.files  # noqa: F401  where the paths of the storage's routes are explained
-from era.api import storage
-from era.core import spooled_output
-from era.core.api_keys import Caller
-from era.core.spooled_output import SpooledOutput
+import era.api.routes.files  # noqa: F401  where the paths of the storage's routes are explained
+from era.api.routes import storage
+from era.core.execution import spooled_output
+from era.core.execution.spooled_output import SpooledOutput
+from era.core.owners.api_keys import Caller
 from era.errors import Unavailable
 
 

@@ -15,15 +15,16 @@ import pytest
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
-from era.api import files, inbox, owners, storage  # noqa: F401  files has what storage has in its paths
-from era.api import runs as run_routes
-from era.api.context import Context, json_bytes
-from era.core import meter
-from era.core.api_keys import Caller
-from era.core.audit import AuditEntry
+from era.api.protocol.answers import json_bytes
+from era.api.routes import inbox, owners, storage
+from era.api.routes import runs as run_routes
+from era.api.routing.context import Context
+from era.core.concurrency import meter
 from era.core.models import OwnedId, RunRecord, timestamp
+from era.core.owners.api_keys import Caller
+from era.core.owners.audit import AuditEntry
 from era.core.public.inbox import Delivery
-from era.core.storage import Item, Namespaces
+from era.core.storage.storage import Item, Namespaces
 from era.errors import BadRequest
 from era.wire.inbox import delivery_answer
 from era.wire.runs import record_answer

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from era.core.files import file_threads
-from era.core.files.file_threads import FileThreads
 from era.core.files.session_files import Condition, SessionFiles
 from era.core.live.processes import ProcessRequest
 from era.core.models import DEFAULT_OWNER, KeptVersion, OwnedId, Session
-from era.core.versions import HistoryBound
+from era.core.sessions.versions import HistoryBound
+from era.core.trees import file_threads
+from era.core.trees.file_threads import FileThreads
 from era.errors import TooLarge
 from tests.owners import mine
 from tests.unit.core import URL, Core

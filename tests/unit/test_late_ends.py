@@ -30,7 +30,7 @@ class Away:
         self.tries = 0
         self._end = core.store.end_process
         monkeypatch.setattr(core.store, "end_process", self.end)
-        monkeypatch.setattr("era.core.late_ends._LONGEST_PAUSE", 0.05)
+        monkeypatch.setattr("era.core.concurrency.late_ends._LONGEST_PAUSE", 0.05)
 
     async def end(self, record: ProcessRecord, freed: Claim | None = None) -> None:
         self.tries += 1

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from era.core.files.trees import SnapshotRefused
 from era.core.live.processes import ProcessRequest
 from era.core.models import Session
+from era.core.trees.trees import SnapshotRefused
 from era.errors import CommitFailed
-from era.store.database import DatabaseAway
+from era.store.engine.database import DatabaseAway
 from tests.owners import mine
 from tests.unit.core import URL, Core, until
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from era.core.files.trees import SnapshotRefused
 from era.core.live.output_log import OutputLog, Piece
 from era.core.live.processes import LiveProcess, ProcessRequest
 from era.core.models import EMPTY, Claim, OwnedId
 from era.core.process import ProcessRecord
+from era.core.trees.trees import SnapshotRefused
 from era.errors import (
     NotFound,
     RunUnderWay,

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from era.api.event_stream import Event, event_stream
 from era.api.guard import Guard
-from era.core import meter
-from era.core.api_keys import OPERATOR
-from era.core.event_log import Gap
+from era.api.routing.event_stream import Event, event_stream
+from era.core.concurrency import meter
+from era.core.concurrency.event_log import Gap
 from era.core.live.output_log import OutputLog, Piece
+from era.core.owners.api_keys import OPERATOR
 
 MANY = 1000
 SHORT = 1e-4

@@ -10,8 +10,8 @@ from collections import Counter
 import pytest
 import uvloop
 
-from era.core import meter
-from era.core.meter import account, charged, current, known_account, turn
+from era.core.concurrency import meter
+from era.core.concurrency.meter import account, charged, current, known_account, turn
 from tests.unit.core import until
 
 LOOPS = pytest.mark.parametrize("loops", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])

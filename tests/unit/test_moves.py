@@ -12,16 +12,16 @@ from typing import Any, cast
 
 import pytest
 
-from era.core.api_keys import Caller, Tickets
-from era.core.fair_limiter import FairLimiter
-from era.core.homes import Home, Homes, Host, Place
+from era.core.cluster.homes import Home, Homes, Host, Place
+from era.core.cluster.moves import Moves
+from era.core.concurrency.fair_limiter import FairLimiter
+from era.core.concurrency.turns import Turns
 from era.core.live.live_sessions import LiveSessions
 from era.core.models import EMPTY, JsonObject, OwnedId, Session
-from era.core.moves import Moves
-from era.core.pool import SandboxPool
-from era.core.readiness import Readiness
+from era.core.operation.readiness import Readiness
+from era.core.owners.api_keys import Caller, Tickets
+from era.core.pool.pool import SandboxPool
 from era.core.setup.requirements import Packages
-from era.core.turns import Turns
 from era.errors import NoSession, Unavailable, Unready
 from tests.owners import mine
 from tests.unit.core import until
@@ -218,7 +218,9 @@ async def cluster(places: int = 0) -> AsyncIterator[Cluster]:
 
 
 async def test_a_session_moves_to_the_host_with_most_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("era.core.moves._KNOWN_SECONDS", 3600.0)  # rather than a second, which may pass any time
+    monkeypatch.setattr(
+        "era.core.cluster.moves._KNOWN_SECONDS", 3600.0
+    )  # rather than a second, which may pass any time
     async with cluster() as one:
         assert await one.move()
         assert one.rows.given == [(1, "b")]
@@ -393,7 +395,7 @@ async def test_where_packages_are_there_must_be_room() -> None:
 
 
 async def test_a_full_host_sends_a_session_where_its_packages_are_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("era.core.moves._KNOWN_SECONDS", 3600.0)
+    monkeypatch.setattr("era.core.cluster.moves._KNOWN_SECONDS", 3600.0)
     async with cluster() as one:
         one.told = with_packages("a")
         one.packages = "p"
@@ -514,8 +516,8 @@ async def test_calls_about_a_new_session_wait_until_it_has_its_place() -> None:
 
 async def test_a_host_reports_no_room_while_its_disk_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """It says so at once, whatever it is writing: others ask, who don't wait for long."""
-    monkeypatch.setattr("era.core.readiness._VALID_SECONDS", 0.0)
-    monkeypatch.setattr("era.core.readiness._ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("era.core.operation.readiness._VALID_SECONDS", 0.0)
+    monkeypatch.setattr("era.core.operation.readiness._ANSWER_SECONDS", 0.1)
     async with cluster(places=8) as one:
         may_end = asyncio.Event()
         monkeypatch.setattr(one.readiness, "_write_to_store", may_end.wait)

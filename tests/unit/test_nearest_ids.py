@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 
 from era.api import http
-from era.spelling import nearest
+from era.common.spelling import nearest
 
 
 async def test_it_is_looked_for_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,9 @@ import time
 import pytest
 from structlog.testing import capture_logs
 
-from era.core import outages
-from era.core.outages import note_outage
-from era.core.stall_timeout import stall_timeout
+from era.core.concurrency import outages
+from era.core.concurrency.outages import note_outage
+from era.core.concurrency.stall_timeout import stall_timeout
 
 FULL = OSError(errno.EMFILE, "Too many open files")
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from era.core.event_log import Gap
+from era.core.concurrency.event_log import Gap
 from era.core.live import output_log
 from era.core.live.output_log import KEPT_BYTES, Exit, LogEvent, OutputLog, Piece
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from era.core import pool as pools
-from era.core import ready_sandboxes
 from era.core.models import EMPTY, Session, Snapshot
+from era.core.pool import pool as pools
+from era.core.pool import ready_sandboxes
 from era.core.ports import Sandbox
 from era.core.telemetry import Event, SandboxClosed
 from era.errors import SandboxFailed, TooBusy

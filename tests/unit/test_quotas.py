@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from era.core import quotas as of_quotas
+from era.core.execution.run_messages import Collected
 from era.core.metadata import Retention
-from era.core.models import OwnedId, now
-from era.core.quotas import MINUTE_US, Window
-from era.core.run_messages import Collected
-from era.core.usage import Use, day_of
+from era.core.models import OwnedId, Use, now
+from era.core.owners import quotas as of_quotas
+from era.core.owners.quotas import MINUTE_US, Window
+from era.core.owners.usage import day_of
 from era.errors import CommitFailed, QuotaReached, RateReached
-from era.store.database import DatabaseAway
+from era.store.engine.database import DatabaseAway
 from era.store.metadata import SqlStore
 from tests.owners import mine
 from tests.unit.core import SETTINGS, Core, request, until
@@ -56,11 +56,11 @@ async def test_runs_a_minute(core: Core, monkeypatch: pytest.MonkeyPatch) -> Non
     begun = [first / 1e6 for first, *_ in core.quotas._meters["owner", "default"].runs.entries]
     assert len(begun) == 5
     with monkeypatch.context() as clock:
-        clock.setattr("era.core.quotas.time.monotonic", lambda: begun[0] + 59.5)
+        clock.setattr("era.core.owners.quotas.time.monotonic", lambda: begun[0] + 59.5)
         with pytest.raises(RateReached) as early:
             await begin_run(core)
         assert early.value.retry_after == 1
-        clock.setattr("era.core.quotas.time.monotonic", lambda: begun[0] + 60.001)
+        clock.setattr("era.core.owners.quotas.time.monotonic", lambda: begun[0] + 60.001)
         await begin_run(core)
 
 
@@ -259,8 +259,8 @@ async def test_what_was_not_counted_is_when_the_service_stops(core: Core, monkey
     async def away(*args: Any) -> None:
         raise DatabaseAway(may_have_committed=False)
 
-    monkeypatch.setattr("era.core.late_ends.delay", lambda _: 3600.0)
-    monkeypatch.setattr("era.core.late_ends._LONGEST_PAUSE", 3600.0)
+    monkeypatch.setattr("era.core.concurrency.late_ends.delay", lambda _: 3600.0)
+    monkeypatch.setattr("era.core.concurrency.late_ends._LONGEST_PAUSE", 3600.0)
     with monkeypatch.context() as patch:
         patch.setattr(core.store.database, "write_unsynced", away)
         await core.execute("pass")

@@ -6,8 +6,8 @@ import asyncio
 from typing import Any, cast
 
 from era.core.models import Language, WantedIsolation
+from era.core.pool.ready_sandboxes import SHARE, ReadySandboxes
 from era.core.ports import Sandbox
-from era.core.ready_sandboxes import SHARE, ReadySandboxes
 from era.languages import runtimes
 from tests.unit.core import until
 

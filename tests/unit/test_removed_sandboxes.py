@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from era.core.directory_cache import DirectoryCache
-from era.core.files import restoring
-from era.core.files.trees import Tree
 from era.core.models import Session
+from era.core.pool.directory_cache import DirectoryCache
 from era.core.ports import Sandbox
+from era.core.trees import restoring
+from era.core.trees.trees import Tree
 from era.errors import SessionDeleted
 from tests.drivers.fake import FakeSandbox
 from tests.unit.core import Core, until

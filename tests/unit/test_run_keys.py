@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from era.core.idempotency import IdempotencyKeys
+from era.core.execution.run_messages import RunResult, RunStarted
+from era.core.execution.transcript import Piece
 from era.core.models import Session
-from era.core.run_messages import RunResult, RunStarted
-from era.core.transcript import Piece
+from era.core.sessions.idempotency import IdempotencyKeys
 from era.errors import CommitFailed, Conflict, NotFound, RunLost, SandboxFailed, TooManyWaiting
-from era.store.database import DatabaseAway
+from era.store.engine.database import DatabaseAway
 from tests.owners import mine
 from tests.unit.core import Core, Listener, request, until
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from era.core.execution.run_messages import RunResult, RunStarted
+from era.core.execution.transcript import Piece
 from era.core.models import StoredCode, now
-from era.core.run_messages import RunResult, RunStarted
 from era.core.secrets import secret
-from era.core.transcript import Piece
 from era.errors import (
     CommitFailed,
     Forbidden,

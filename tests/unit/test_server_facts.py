@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from era import doctor, languages
-from era.bounds import quotas_by_default, retention, rules, settings_in_force
+from era import languages
 from era.core.models import Finding, now
 from era.errors import BadRequest, NoIsolation, NotFound
+from era.server import doctor
+from era.server.bounds import quotas_by_default, retention, rules, settings_in_force
 from era.settings import Settings
 from era.store.metadata import SqlStore
 from tests.owners import mine

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from era.core.shares import Shares
+from era.core.concurrency.shares import Shares
 from era.network.descriptors import MAX_DESCRIPTORS, RunDescriptors
 
 

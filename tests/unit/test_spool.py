@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from era.core.files import spool as spools
-from era.core.files.spool import SMALL, Slots, Spool
-from era.core.tasks import Threads
+from era.core.concurrency.tasks import Threads
+from era.core.trees import spool as spools
+from era.core.trees.spool import SMALL, Slots, Spool
 from era.errors import TooManyUploads
 from tests.removals import noted_removals, on_the_loop
 

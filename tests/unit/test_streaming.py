@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from starlette.background import BackgroundTask
 
-from era.api.event_stream import Event, event_stream
-from era.api.streaming import ClosingResponse
-from era.core.tasks import Threads
+from era.api.routing.event_stream import Event, event_stream
+from era.api.routing.streaming import ClosingResponse
+from era.core.concurrency.tasks import Threads
 
 SCOPE = {"type": "http", "asgi": {"spec_version": "2.3"}}
 """As uvicorn says it."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from era.core import api_keys as module
-from era.core.api_keys import Caller, Tickets
+from era.core.owners import api_keys as module
+from era.core.owners.api_keys import Caller, Tickets
 from era.errors import TooBusy
 
 CALLER = Caller("lovelace")

@@ -10,9 +10,9 @@ import h11
 import pytest
 from starlette.types import Message
 
-from era.api import tunnel
-from era.api.exchange import Exchange
-from era.core import frames
+from era.api.protocol import tunnel
+from era.api.protocol.exchange import Exchange
+from era.core.concurrency import frames
 from era.errors import EraError, Unauthorized
 
 SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n"

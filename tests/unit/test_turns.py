@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from era.core.turns import Turns
+from era.core.concurrency.turns import Turns
 from era.errors import RunUnderWay, TooManyWaiting
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from era.core import ready_sandboxes as warm_limit
-from era.core.ready_sandboxes import FIRST, WarmLimit
+from era.core.pool import ready_sandboxes as warm_limit
+from era.core.pool.ready_sandboxes import FIRST, WarmLimit
 from tests.unit.core import Core, until
 
 SIZE = 10 << 20
@@ -31,7 +31,7 @@ async def test_half_of_what_is_available(core: Core, monkeypatch: pytest.MonkeyP
 async def test_idle_sandboxes_go_when_memory_is_short(
     directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("era.core.pool._SWEEP_SECONDS", 0.02)
+    monkeypatch.setattr("era.core.pool.pool._SWEEP_SECONDS", 0.02)
     monkeypatch.setattr(warm_limit, "_LEAST", 2)
     async with Core.opened(directory, template, max_warm=None) as core:
         await core.pool.start()

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, func, select
 
-from era.core import deliveries
-from era.core import webhooks as of_webhooks
-from era.core.homes import ALONE, Cluster
 from era.core.models import now
+from era.core.owners import deliveries
+from era.core.owners import webhooks as of_webhooks
+from era.core.owners.webhooks import EVENTS, Unsent, Webhook, Webhooks
+from era.core.ports import ALONE, Cluster
 from era.core.signatures import Verify, is_genuine
 from era.core.telemetry import Event, Note, NoticeTried, ignore
-from era.core.webhooks import EVENTS, Unsent, Webhook, Webhooks
 from era.errors import Conflict, NotFound
 from era.store import webhooks as rows
+from era.store.engine.tables import webhook_notices
 from era.store.metadata import SqlStore
-from era.store.tables import webhook_notices
 from tests.owners import mine
 from tests.unit.core import Core, until
 

@@ -26,8 +26,8 @@ from IPython.core.inputtransformer2 import TransformerManager
 from IPython.utils.tokenutil import line_at_cursor, token_at_cursor
 from jupyter_client.kernelspec import KernelSpecManager
 
+from era.common.run_notes import GAP, run_notes
 from era.errors import EraError, Expired, NotFound
-from era.run_notes import GAP, run_notes
 from era.sdk.events import CellError, ClearOutput, Gap, RunEvent, Shown, Stderr, Stdout
 from era.sdk.sync.client import Era
 from era.sdk.sync.sessions import Context

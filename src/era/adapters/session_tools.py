@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+from era.common.run_notes import run_notes
 from era.errors import EraError
-from era.run_notes import run_notes
 
 if TYPE_CHECKING:
     from era.sdk.aio.sessions import AsyncSession

@@ -14,8 +14,8 @@ from smolagents.local_python_executor import CodeOutput
 from smolagents.monitoring import AgentLogger, LogLevel
 from smolagents.remote_executors import RemotePythonExecutor
 
+from era.common.run_notes import run_notes
 from era.errors import NotFound
-from era.run_notes import run_notes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ from typing import Any
 from fastapi.routing import APIRoute
 
 from era import __version__
-from era.api.event_stream import EVENTS
+from era.api.routing.event_stream import EVENTS
 
 type Json = dict[str, Any]
 

@@ -11,13 +11,13 @@ or as an archive, see archives.py). A page that a session serves under /proxy ha
 origin (see core/public/headers.py).
 
 Public URLs of sessions are for anybody, pages of other sites among them: there only the Host header is checked. So are
-links to files (api/links.py), whose token is all that a caller needs.
+links to files (api/routes/links.py), whose token is all that a caller needs.
 
 Under a name of a session's own (core/public/sites.py) everything belongs to the session: `state.site` says so, and no
 route of this server's sees such a request.
 
-What another host of a cluster passes on was checked there (api/hop.py). Its signature is checked here, and says who the
-caller is.
+What another host of a cluster passes on was checked there (api/hosts/hop.py). Its signature is checked here, and says
+who the caller is.
 
 A WebSocket comes as an HTTP request (see protocol.py), and is checked as one before it is accepted. Browsers open one
 to any site without asking that first, and let the page read it. A page can't send a key with one, so it may bring a
@@ -27,7 +27,7 @@ A body of JSON is read as a whole, its caller may take any time for that, and it
 such as for its session's turn. One of more than SMALL_BYTES waits until there is room for all of it among MOST_BYTES,
 and has that room until its request is let go. So those who wait for room hold next to nothing, and whoever has some
 never waits for more. Those who wait are refused after a while, since runs may be what the others wait for. Owners share
-the room (core/shares.py).
+the room (core/concurrency/shares.py).
 """
 
 from __future__ import annotations
@@ -37,31 +37,29 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 from urllib.parse import parse_qs, unquote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from era.api import scopes
-from era.api.hop import HEADER, Hops, is_from_host
-from era.core.api_keys import OPERATOR, ApiKeys, Tickets
-from era.core.meter import Account, account, current, known_account, turn
+from era.api.hosts.hop import HEADER, Hops, is_from_host
+from era.api.protocol.answers import MAX_BODY_BYTES, error_body, error_headers
+from era.api.routing import scopes
+from era.core.concurrency.meter import Account, account, current, known_account, turn
+from era.core.concurrency.shares import Shares
+from era.core.owners.api_keys import OPERATOR, ApiKeys, Tickets
 from era.core.public.sites import SiteName
-from era.core.shares import Shares
 from era.core.telemetry import new_request_id, origin
 from era.errors import (
     BadRequest,
     EraError,
     Forbidden,
     NotFound,
-    RangeNotSatisfiable,
     TooLarge,
     TooSlow,
     Unauthorized,
     Unavailable,
 )
 
-MAX_BODY_BYTES = 16 << 20
 _PIECE_BYTES = 64 << 10
 """The most that comes of a body at a time, or a bit more."""
 
@@ -76,7 +74,7 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _KEYED = re.compile(r"/(api|mcp)(/|$)")
 _SESSION = re.compile(r"/api/sessions/([^/]+)")
 _UPLOADS = re.compile(r"/api/sessions/[^/]+/(files/.*|archive)|/links/[^/]+", re.DOTALL)
-"""Paths whose PUT may have a body as large as the session's limits; api/files.py checks it."""
+"""Paths whose PUT may have a body as large as the session's limits; api/routes/files.py checks it."""
 
 _SLASH_COUNTS = re.compile(
     r"/proxy(/|$)|/api/sessions/[^/]+/((versions/[^/]+/)?files|stat)/|/api/storage/(kv|r2)/[^/]+/.", re.DOTALL
@@ -94,28 +92,6 @@ _OWN_CODE = frozenset({b"script", b"style", b"worker", b"sharedworker", b"servic
 """What a page of this server's own executes, or is dressed with, has one of these as its destination."""
 
 _FROM_A_SESSION = re.compile(r"[a-z]+://[^/]*/proxy([/?]|$)")
-
-
-def error_body(error: EraError, request_id: str) -> dict[str, Any]:
-    """The body of an error, in the contract's shape."""
-    body = {"error": error.message, "code": error.code, "hint": error.hint, "request_id": request_id}
-    if error.details is not None:
-        body["details"] = error.details
-    return body
-
-
-def error_headers(error: EraError) -> dict[str, str]:
-    """The headers that belong to an error, such as Retry-After."""
-    headers = {}
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(error.retry_after)
-    if isinstance(error, RangeNotSatisfiable):
-        headers["Content-Range"] = f"bytes */{error.size}"
-    if isinstance(error, TooSlow):
-        headers["Connection"] = "close"  # the rest of this request must not be read as the next one
-    if isinstance(error, Unauthorized):
-        headers["WWW-Authenticate"] = "Bearer"
-    return headers
 
 
 class Guard:

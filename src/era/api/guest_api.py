@@ -28,11 +28,11 @@ from uvicorn.server import ServerState
 
 from era.api.guard import Guard
 from era.api.http import application
-from era.api.protocol import Protocol
-from era.api.storage import router
-from era.core.api_keys import Caller
-from era.core.meter import account, turn
-from era.core.storage import Storage
+from era.api.protocol.protocol import Protocol
+from era.api.routes.storage import router
+from era.core.concurrency.meter import account, turn
+from era.core.owners.api_keys import Caller
+from era.core.storage.storage import Storage
 
 MAX_REQUESTS, MAX_HEAVY = 8, 1
 """Requests to the storage of one run that are worked on at a time, and of those that run SQL or send much: fewer than

@@ -15,9 +15,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Lifespan
 
 from era import __version__
-from era.api import (
+from era.api import description
+from era.api.guard import Guard
+from era.api.hosts.home_forwarding import HomeForwarding, session_in
+from era.api.hosts.other_hosts import answers
+from era.api.observing import Observing
+from era.api.protocol.answers import Answer, error_body, error_headers
+from era.api.routes import (
     archives,
-    description,
     files,
     health,
     inbox,
@@ -33,15 +38,12 @@ from era.api import (
     versions,
     webhooks,
 )
-from era.api.context import Answer, Context, active_here
-from era.api.foreign_calls import path_hint, session_path_hint
-from era.api.guard import Guard, error_body, error_headers
-from era.api.home_forwarding import HomeForwarding, session_in
-from era.api.mcp import Mcp
-from era.api.observing import Observing
-from era.api.other_hosts import answers
-from era.api.validation import invalid
-from era.core.tasks import computing
+from era.api.routes.mcp import Mcp
+from era.api.routing.context import Context, active_here
+from era.api.routing.foreign_calls import path_hint, session_path_hint
+from era.api.routing.validation import invalid
+from era.common.spelling import nearest
+from era.core.concurrency.tasks import computing
 from era.errors import (
     BadRequest,
     EraError,
@@ -54,7 +56,6 @@ from era.errors import (
     SessionMoved,
 )
 from era.settings import Settings
-from era.spelling import nearest
 
 _COMPARED = 200
 """How many of the caller's newest sessions are looked through for one whose id was misspelt."""

@@ -12,12 +12,10 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from era.core.api_keys import Caller
+from era.api.protocol.answers import HUNG_UP
+from era.core.owners.api_keys import Caller
 from era.core.telemetry import Note, Origin, RequestEnded, Trace, new_request_id, origin
 from era.wire.sessions import SESSION_ID
-
-HUNG_UP = 499
-"""The status in the log of a request whose caller hung up before there was an answer: nginx's, as none is defined."""
 
 _SESSION = re.compile(rf"/(?:api/sessions|proxy)/({SESSION_ID[1:-1]})(?:/|$)")
 

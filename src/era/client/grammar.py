@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from era.client.command import Command, Group
 from era.client.output import Failure
-from era.spelling import nearest
+from era.common.spelling import nearest
 
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Run code": {

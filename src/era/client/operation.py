@@ -54,9 +54,9 @@ def restore(named: Any) -> int:
 
 def check(named: Any) -> int:
     with server_extra():
-        from era.directory_locks import exclusive
         from era.operation.backup import ABOUT
         from era.operation.check import check
+        from era.server.directory_locks import exclusive
     if named.backup and not named.repair:
         raise Failure("--from is for --repair.")
     if named.backup and not (named.backup / ABOUT).is_file():
@@ -85,8 +85,8 @@ def check(named: Any) -> int:
 
 def migrate(named: Any) -> int:
     with server_extra():
-        from era.directory_locks import exclusive
         from era.operation.rows import migrate
+        from era.server.directory_locks import exclusive
     secret = settings_of().database_url
     target = named.target or (secret and secret.get_secret_value())
     if not target:

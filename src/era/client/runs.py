@@ -10,8 +10,8 @@ from typing import Any
 from era.client.command import LIMIT_20, SESSION, Call, Command, Group, argument, calls, lists, on_session
 from era.client.output import exit_code, notice, pairs, print_json, print_text
 from era.client.servers import connect
+from era.common.run_notes import GAP, run_notes
 from era.errors import EraError
-from era.run_notes import GAP, run_notes
 from era.sdk.answers import RunRecord
 from era.sdk.events import CellError, ClearOutput, Gap, RunEvent, Shown, Stderr
 from era.sdk.sync.runs import ExecuteStream, RunStream

@@ -27,7 +27,7 @@ def serve(named: Any) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     settings = settings_of(**options)
     with server_extra():
-        from era.preflight import check, take_address
+        from era.server.preflight import check, take_address
     if named.cluster is not None:
         url = None if settings.database_url is None else settings.database_url.get_secret_value()
         return _serve_cluster(named, url, options)
@@ -47,7 +47,7 @@ def _serve_cluster(named: Any, database_url: str | None, options: dict[str, Any]
     with server_extra():
         from era.cluster.driver import drive, reach
         from era.cluster.host_process import of_cluster
-        from era.preflight import check_variables
+        from era.server.preflight import check_variables
     labels = dict(label.partition("=")[::2] for label in named.label or ())
     if not all(labels.values()):
         raise Failure("--label is KEY=VALUE.")
@@ -86,7 +86,7 @@ def doctor(_: Any) -> int:
     settings = settings_of()
     with server_extra():
         from era.app import examine
-        from era.doctor import report
+        from era.server.doctor import report
 
     examined, default = asyncio.run(examine())
     for line in report(examined, default, settings):

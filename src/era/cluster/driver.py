@@ -5,8 +5,8 @@ many hosts there may be, it also has Ray's autoscaler make nodes, and take those
 
 How many hosts there are to be: `Scaling.decide` is told once a second what is known of the hosts, and says how many
 there should be and which are to leave. Hosts come at once, where three quarters of all places are taken: that is what
-hosts take from each other (core/moves.py), so beyond it a full host may find nobody. So many are asked for that five
-eighths of them will be taken. One goes where the others would be half full at most, and that for a while: so none
+hosts take from each other (core/cluster/moves.py), so beyond it a full host may find nobody. So many are asked for that
+five eighths of them will be taken. One goes where the others would be half full at most, and that for a while: so none
 comes and goes in turn. It is one at a time, the one with the fewest sandboxes, and it drains first.
 
 What can't be seen, as a host that is starting or fails, counts as a host that is there: no more are asked for because

@@ -16,7 +16,7 @@ from typing import NoReturn, Protocol
 
 from era.cluster.host_process import HostProcess, served_by
 from era.errors import NotReady
-from era.issuer import YEARS, Issuer
+from era.network.issuer import YEARS, Issuer
 
 FILE = "cluster.json"
 """What others may know, in the cluster's directory, once all hosts are ready."""

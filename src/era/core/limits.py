@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from era.core.files.totals import Bounds
 from era.core.jsontext import number
 from era.core.models import JsonObject
 from era.core.program import Limits
+from era.core.totals import Bounds
 from era.errors import BadRequest
 
 _MIB = 1 << 20

@@ -23,6 +23,7 @@ from era.core.models import (
     NewCopy,
     NewSession,
     OwnedId,
+    RecordedProgram,
     Removal,
     RunRecord,
     ServiceCommand,
@@ -31,13 +32,13 @@ from era.core.models import (
     Status,
     StoredCode,
     Trim,
+    Use,
     Version,
     VersionContent,
     WantedIsolation,
+    no_program,
 )
 from era.core.process import ProcessRecord
-from era.core.run_messages import RecordedProgram, no_program
-from era.core.usage import Use
 
 
 @dataclass(frozen=True, slots=True)

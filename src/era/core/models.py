@@ -37,6 +37,10 @@ DEFAULT_OWNER = "default"
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 
 
+MICROS = 1_000_000
+"""Microseconds in a second."""
+
+
 def now() -> int:
     """UTC microseconds since 1970; in a cluster by the clock that all its hosts go by."""
     return time.time_ns() // 1000 + _clock.ahead
@@ -446,3 +450,31 @@ class Finding:
     text: str
     remedy: str = ""
     """How to get it where it isn't there."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedProgram:
+    """The fields of a run's record that show what ran; RunRecord describes them."""
+
+    code: str | None = field(default=None, repr=False)
+    invocation: JsonObject = field(default_factory=dict, repr=False)
+
+
+def no_program(_: Session) -> RecordedProgram:
+    """Record nothing of what ran."""
+    return RecordedProgram()
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What something has used, on a day since 1970 in UTC."""
+
+    owner: str
+    key_id: str
+    day: int
+    runs: int = 1
+    cpu_us: int = 0
+    """Microseconds of processor time."""
+
+    egress_bytes: int = 0
+    """Bytes that were sent to and received from the network."""

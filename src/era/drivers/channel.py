@@ -14,10 +14,10 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, get_args
 
+from era.core.concurrency.meter import turn
+from era.core.concurrency.streams import over_socket, write
 from era.core.jsontext import MAX_STATE_BYTES
-from era.core.meter import turn
 from era.core.program import EndCause, Ended, Output, Program, Stream
-from era.core.streams import over_socket, write
 from era.drivers.guest import GUEST_LISTENERS, restarts_interpreter, with_library
 from era.drivers.socket_broker import SocketBroker
 from era.drivers.watchdog import Watchdog

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 
-from era.core.outages import FOR_NOW, note_outage
+from era.core.concurrency.outages import FOR_NOW, note_outage
 from era.drivers.cgroups import Group
 from era.drivers.processes import UnseenIsFine
 

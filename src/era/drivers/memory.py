@@ -41,7 +41,7 @@ from pathlib import Path
 
 import structlog
 
-from era.core.outages import note_outage
+from era.core.concurrency.outages import note_outage
 from era.core.program import Ended
 from era.drivers import processes
 from era.drivers.cgroups import Group

@@ -8,7 +8,7 @@ by a program's `python3`, with an empty environment, with `-I`. So it is said in
 
 *Layout.* PREFIX is read-only and the same for all sandboxes: `pyvenv.cfg`, `commands/` with the interpreter's names,
 pip and npm, and links `bin`, `lib` and so on into LAYER. LAYER is the session's own directory: what its programs
-install lies there, and is kept with the session's files (core/files/tree_objects.py).
+install lies there, and is kept with the session's files (core/trees/tree_objects.py).
 
 *Nothing of the machine's.* The site directories of the base interpreter, such as dist-packages on Debian, are covered
 by a directory with one `.pth` file, which names LAYER's site directory, the package set and pip. So the base

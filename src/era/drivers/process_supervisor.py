@@ -16,11 +16,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Literal, Protocol
 
-from era.core.meter import turn
+from era.core.concurrency.meter import turn
+from era.core.concurrency.stall_timeout import stall_timeout
+from era.core.concurrency.streams import over_socket, write
 from era.core.models import JsonObject
 from era.core.process import ProcessEnded, ProcessOutput, ProcessSpec, ProcessStream, TerminalSize
-from era.core.stall_timeout import stall_timeout
-from era.core.streams import over_socket, write
 from era.drivers.channel import receive_guest_listeners
 from era.drivers.forking import TemplateFailed
 from era.drivers.guest import with_library

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 
-from era.core.outages import FOR_NOW
+from era.core.concurrency.outages import FOR_NOW
 from era.core.process import HeldFiles
 
 _BLOCK = 512  # bytes, the unit of st_blocks

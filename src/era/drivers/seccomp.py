@@ -131,7 +131,7 @@ what is in one isn't measured, and it isn't removed as a directory is. A snapsho
 
 _UNTOLD = (0xC028660F, 0xC0C0586D, 0x40285881, 0x40585883, 0xC020F509, 0x4018F514, 0xF501, 0xF503, 0xF519)
 """ioctls that change what is in files, or take a change back, and may leave their times as they were, by which a scan
-(core/files/trees.py) finds changes: MOVE_EXT of ext4; SWAPEXT, EXCHANGE_RANGE and COMMIT_RANGE of XFS; MOVE_RANGE of
+(core/trees/trees.py) finds changes: MOVE_EXT of ext4; SWAPEXT, EXCHANGE_RANGE and COMMIT_RANGE of XFS; MOVE_RANGE of
 F2FS, SEC_TRIM_FILE, which erases blocks of a file, and what begins its atomic and volatile writes."""
 
 _LOADING = (0x5423, 0x8940, 0x8941, 0x8982, 0x8983, 0x89A0, 0x89A1)
@@ -170,7 +170,7 @@ NO_ALLOCATION: list[Rule] = [
     ("fallocate", EOPNOTSUPP, ((1, _MASKED_EQUAL, _ALLOCATES_NOTHING, 0),)),
     *(("ioctl", EOPNOTSUPP, (_is(1, request),)) for request in _RESERVE),
 ]
-"""It takes a moment, however much of the disk it takes: more than is seen in time (core/files/allowance.py), and behind
+"""It takes a moment, however much of the disk it takes: more than is seen in time (core/trees/allowance.py), and behind
 the ends of files, where it isn't seen. The C library writes zeros instead."""
 
 NO_SET_ID: list[Rule] = [

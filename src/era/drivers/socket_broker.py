@@ -14,7 +14,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from era.core.outages import note_outage
+from era.core.concurrency.outages import note_outage
 from era.drivers.guest import OWN_PORTS
 
 _SOCKETS_LOOKS = (10.0, 0.2)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from era.core.outages import note_outage
+from era.core.concurrency.outages import note_outage
 from era.drivers import guest
 from era.errors import NoIsolation
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from era.core.outages import note_outage
-from era.core.stall_timeout import MOST_SECONDS
+from era.core.concurrency.outages import note_outage
+from era.core.concurrency.stall_timeout import MOST_SECONDS
 from era.drivers.watching import Watching
 
 END_SECONDS = 15.0

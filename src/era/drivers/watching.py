@@ -9,7 +9,7 @@ import asyncio
 import math
 from collections.abc import Callable
 
-from era.core.outages import note_outage
+from era.core.concurrency.outages import note_outage
 from era.core.ports import SLICE
 from era.drivers.cgroups import Group
 from era.drivers.memory import Watches

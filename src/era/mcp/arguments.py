@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from era.few_errors import FewErrors, TextByName, Texts
+from era.common.few_errors import FewErrors, TextByName, Texts
 
 SessionId = Annotated[str, Field(description="The session's id, as era_create_session or era_list_sessions gave it.")]
 Language = Literal["python", "node", "typescript", "deno", "go", "shell"]

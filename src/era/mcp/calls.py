@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 import httpx
 
-from era.urls import file_path
+from era.common.urls import file_path
 
 MOST_BYTES = 16 << 20
 """Of content, which is in memory as a whole: that of the service, where its own tools are used."""

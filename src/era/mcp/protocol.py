@@ -20,11 +20,11 @@ from mcp.shared.exceptions import MCPError
 from mcp_types.methods import validate_client_request
 from pydantic import ValidationError
 
+from era.common.spelling import did_you_mean
+from era.common.urls import session_path
 from era.mcp.calls import CallFailed, Calls
 from era.mcp.results import failure
 from era.mcp.tools import TOOLS, Tool
-from era.spelling import did_you_mean
-from era.urls import session_path
 
 type RequestContext = ServerRequestContext[Any, Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 from mcp_types import CallToolResult, ContentBlock, ImageContent, ResourceLink, TextContent
 from pydantic import BaseModel, ConfigDict, Field
 
-from era.run_notes import run_notes
+from era.common.run_notes import run_notes
 
 MOST_CHARACTERS = 20_000
 """Of stdout, and of stderr, in an answer. Most models read no more at once."""

@@ -14,6 +14,8 @@ from typing import Any
 import anyio
 from mcp_types import CallToolResult, ImageContent, ToolAnnotations
 
+from era.common.run_notes import GAP
+from era.common.urls import file_path, quoted, session_path
 from era.mcp import arguments as given
 from era.mcp.calls import CallFailed, Calls, given_file_path
 from era.mcp.results import (
@@ -27,8 +29,6 @@ from era.mcp.results import (
     shown_pictures,
     text_result,
 )
-from era.run_notes import GAP
-from era.urls import file_path, quoted, session_path
 
 _MOST_READ = 2 << 20
 """Bytes of a process's output that one call reads: all that is kept (1 MiB), and as much that comes meanwhile."""

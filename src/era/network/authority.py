@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
-from era.issuer import Issuer
+from era.network.issuer import Issuer
 
 BUNDLE = "/etc/era/certificates.pem"
 """The bundle's path in sandboxes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from era.core.shares import Shares
+from era.core.concurrency.shares import Shares
 
 MAX_DESCRIPTORS = 2048
 """Of one run, however many there are."""

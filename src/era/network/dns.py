@@ -33,7 +33,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from era.core.allowlist import Address, Allowlist, folded
-from era.core.fair_limiter import FairLimiter
+from era.core.concurrency.fair_limiter import FairLimiter
 from era.network.descriptors import RunDescriptors
 from era.network.dialing import family
 

@@ -24,10 +24,10 @@ from functools import cache, partial
 from weakref import WeakValueDictionary
 
 from era.core.allowlist import Address, allowlist_of
+from era.core.concurrency.shares import Shares
 from era.core.models import JsonObject
 from era.core.ports import ProcessEgress, RunEgress, Sandbox, SocketBroker
 from era.core.secrets import Secret
-from era.core.shares import Shares
 from era.network import authority, policy
 from era.network.connect_supervisor import ConnectSupervisor, why_unsupported
 from era.network.descriptors import RunDescriptors

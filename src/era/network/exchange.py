@@ -14,8 +14,8 @@ import h11
 from anyio.abc import ByteStream
 
 from era.core.allowlist import folded
-from era.core.meter import turn
-from era.core.tasks import until_one_ends
+from era.core.concurrency.meter import turn
+from era.core.concurrency.tasks import until_one_ends
 from era.network.destinations import Traffic
 from era.network.http1 import MAX_HEAD, Fields, Refused, refusal_events
 from era.network.redaction import Inflate, RedactedStream, Redaction, Steps, Tripwire, merged

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import h11
 
-from era.core.streams import write
+from era.core.concurrency.streams import write
 
 MAX_HEAD = 64 << 10
 """Bytes that the head of a message may have."""

@@ -24,8 +24,8 @@ from urllib.parse import urldefrag, urljoin
 
 import httpx
 
+from era.core.concurrency.streams import limit_buffer, write, write_eof
 from era.core.ports import IndexAccess, Sandbox
-from era.core.streams import limit_buffer, write, write_eof
 from era.errors import SandboxFailed
 from era.network.accept_loop import AcceptLoop
 from era.network.http1 import CHUNK, Ends, Refused, read_request_head, serve_connection

@@ -49,9 +49,9 @@ from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
 from era.core.allowlist import MAX_HOST, Address, Allowlist, folded
-from era.core.meter import turn
+from era.core.concurrency.meter import turn
+from era.core.concurrency.streams import limit_buffer, write, write_eof
 from era.core.secrets import Secret
-from era.core.streams import limit_buffer, write, write_eof
 from era.network import splice
 from era.network.authority import Authority
 from era.network.descriptors import RunDescriptors

@@ -26,7 +26,7 @@ from heapq import heapify, heappop, heapreplace
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-from era.core.frames import FrameFollower
+from era.core.concurrency.frames import FrameFollower
 from era.core.secrets import Secret
 from era.network.http1 import Fields
 

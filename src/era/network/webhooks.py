@@ -23,8 +23,8 @@ import h11
 
 from era import __version__
 from era.core.allowlist import Address
-from era.core.streams import write
-from era.core.webhooks import MAX_URL, Unsent
+from era.core.concurrency.streams import write
+from era.core.owners.webhooks import MAX_URL, Unsent
 from era.errors import BadRequest
 from era.network import dialing
 from era.network.dialing import Resolve, resolve
@@ -40,7 +40,7 @@ _NAMED = 3
 
 
 class WebhookSender:
-    """See `Sender` in core/webhooks.py."""
+    """See `Sender` in core/owners/webhooks.py."""
 
     def __init__(self, policy: Policy, lookup: Resolve = resolve) -> None:
         self._policy = policy

@@ -32,8 +32,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from era import __version__
-from era.core.files.durable import sync, sync_file_system
 from era.core.models import now, timestamp
+from era.core.trees.durable import sync, sync_file_system
 from era.errors import BadRequest, Conflict, NotReady
 from era.operation import rows, server_data
 from era.operation.server_data import (
@@ -48,8 +48,8 @@ from era.operation.server_data import (
     tell_left,
 )
 from era.store import place
+from era.store.blobs.s3_blobs import S3Blobs
 from era.store.migrations import MOVE
-from era.store.s3_blobs import S3Blobs
 
 
 def check_free(place: Path) -> None:

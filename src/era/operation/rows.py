@@ -20,12 +20,13 @@ from typing import Any
 from sqlalchemy import Connection, String, Table, create_engine, func, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from era.core.files.durable import sync
+from era.core.trees.durable import sync
 from era.errors import BadRequest, Conflict, NotFound, Unavailable
 from era.operation.server_data import reading
-from era.store import dialects, place
+from era.store import place
+from era.store.engine import dialects
+from era.store.engine.tables import metadata
 from era.store.migrations import upgrade
-from era.store.tables import metadata
 
 _MAY_BE_STORED = (
     "It isn't known whether rows were stored there. Try again, with another empty database if that one has rows then."

@@ -24,12 +24,13 @@ from typing import BinaryIO, Protocol
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from era.core.files.durable import sync
+from era.core.trees.durable import sync
 from era.errors import Conflict, EraError, NotFound, Unavailable
-from era.store import dialects, place
+from era.store import place
+from era.store.blobs.s3_blobs import S3Blobs, installation
+from era.store.engine import dialects
 from era.store.migrations import HEAD, refuse_old, revision_of
 from era.store.outputs import OUTPUT_DIGESTS
-from era.store.s3_blobs import S3Blobs, installation
 from era.store.setups import PACKAGE_SETS
 from era.store.versions import SNAPSHOT_ROOTS
 

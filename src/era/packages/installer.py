@@ -57,16 +57,16 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from era.core.fair_limiter import FairLimiter
-from era.core.files.blob_store import BlobStore
-from era.core.files.durable import sync_file_system
+from era.core.concurrency.fair_limiter import FairLimiter
+from era.core.concurrency.outages import note_outage
+from era.core.concurrency.turns import Turns
 from era.core.models import JsonObject
-from era.core.outages import note_outage
 from era.core.setup.commands import Build
 from era.core.setup.package_sets import PackageSet, SetupFailed
 from era.core.setup.progress import LAST_WORDS, Say
 from era.core.setup.requirements import Packages
-from era.core.turns import Turns
+from era.core.trees.blob_store import BlobStore
+from era.core.trees.durable import sync_file_system
 from era.packages import building, tools, trees
 from era.packages.building import Making, MustBuild
 from era.packages.bytecode import Compiler

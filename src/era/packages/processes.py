@@ -22,9 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from era.core.concurrency.tasks import log_failure, to_its_end
 from era.core.setup.package_sets import SetupFailed
 from era.core.setup.progress import Say
-from era.core.tasks import log_failure, to_its_end
 
 _SECRET = re.compile(rb"://[^/\s]*@")
 _REDACTED = "://…".encode()

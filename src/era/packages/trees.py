@@ -21,8 +21,8 @@ from collections.abc import Buffer
 from contextlib import ExitStack
 from pathlib import Path
 
-from era.core.files import trees
 from era.core.setup.package_sets import SetupFailed
+from era.core.trees import trees
 from era.packages.processes import too_large
 
 

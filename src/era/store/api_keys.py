@@ -13,11 +13,11 @@ from typing import Any
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from era.core import jsontext
-from era.core.api_keys import ApiKey, Change
-from era.core.audit import AuditEntry, AuditFilter
+from era.core.owners.api_keys import ApiKey, Change
+from era.core.owners.audit import AuditEntry, AuditFilter
+from era.store.engine.tables import api_keys as _t
+from era.store.engine.tables import audit as _log
 from era.store.rows import Rows, reads, writes
-from era.store.tables import api_keys as _t
-from era.store.tables import audit as _log
 
 _ALL = select(*(_t.c[each.name] for each in fields(ApiKey)), _t.c.digest).order_by(_t.c.created_at, _t.c.id)
 

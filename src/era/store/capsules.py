@@ -22,19 +22,19 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select
 
+from era.core.concurrency.tasks import to_its_end
 from era.core.models import KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent
-from era.core.tasks import to_its_end
 from era.errors import BadRequest, Unavailable
 from era.store import sessions
-from era.store.condemned import check_alive
-from era.store.database import DatabaseAway
-from era.store.dialects import raising_if_taken, together
+from era.store.blobs.condemned import check_alive
+from era.store.engine.database import DatabaseAway
+from era.store.engine.dialects import raising_if_taken, together
+from era.store.engine.tables import outputs, runs, versions
 from era.store.outputs import OUTPUT_COLUMNS, insert_outputs
 from era.store.records import RUN_FIELDS, RUNS, record_from_row, without_nul
 from era.store.rows import MADE, writes
 from era.store.session_lookup import find_session
 from era.store.sessions import SessionRows
-from era.store.tables import outputs, runs, versions
 from era.store.versions import VERSIONS, adding_version, insert_name, version_from_row
 
 IMPORTED = {"imported": True}

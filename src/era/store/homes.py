@@ -18,10 +18,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, bindparam, delete, exists, func, insert, select, update
 
-from era.core.homes import Home, Host, HostRecord, Place, View
+from era.core.cluster.homes import Home, Host, HostRecord, Place, View
 from era.errors import Fenced, HostLost, SessionMoved
-from era.store.database import Database, Fence, if_undone
-from era.store.dialects import (
+from era.store.engine.database import Database, Fence, if_undone
+from era.store.engine.dialects import (
     Answer,
     Asked,
     Precompiled,
@@ -31,9 +31,9 @@ from era.store.dialects import (
     see_each_commit,
     together,
 )
+from era.store.engine.tables import deliveries, has_status, homes, hosts, leader, processes, runs, sessions
 from era.store.migrations import check_revision
 from era.store.session_lookup import IS_PRESENT
-from era.store.tables import deliveries, has_status, homes, hosts, leader, processes, runs, sessions
 from era.store.usage import count_lost
 from era.store.webhooks import tell_lost
 

@@ -1,7 +1,7 @@
 """Idempotency keys (`Idempotency-Key` of a request): claimed, answered, looked up, dropped after a day.
 
-Not to be confused with API keys (api_keys.py) or with keys of KV (storage_items.py). core/idempotency.py has the rules.
-Clients send a key with every run, so the statements on the path of one are precompiled.
+Not to be confused with API keys (api_keys.py) or with keys of KV (storage_items.py). core/sessions/idempotency.py has
+the rules. Clients send a key with every run, so the statements on the path of one are precompiled.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from sqlalchemy import Connection, String, bindparam, cast, delete, func, insert
 
 from era.core.models import Answered, Claim, Claimed, KeptOutputs, OwnedId, Session, now
 from era.errors import Conflict, Unavailable
-from era.store.dialects import Answer, Asked, Precompiled, raising_if_taken, together
+from era.store.engine.dialects import Answer, Asked, Precompiled, raising_if_taken, together
+from era.store.engine.tables import idempotency_keys as keys
+from era.store.engine.tables import runs, sessions
 from era.store.outputs import OUTPUT_COLUMNS, output_values
 from era.store.records import RUNS, record_from_row
 from era.store.rows import Rows
 from era.store.session_lookup import IS_PRESENT, OF_OWNER, owned_id_values, read_session
-from era.store.tables import idempotency_keys as keys
-from era.store.tables import runs, sessions
 
 _KEPT_MICROS = 24 * 3600 * 1_000_000
 _ROW_BYTES = 512

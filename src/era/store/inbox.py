@@ -26,11 +26,11 @@ from era.core.public.inbox import (
 )
 from era.core.signatures import Verify
 from era.errors import Conflict, NotFound, TooManyDeliveries
+from era.store.engine.tables import deliveries as _d
+from era.store.engine.tables import has_status, inboxes, sessions
 from era.store.homes import check_home
 from era.store.rows import Rows, reads, writes
 from era.store.session_lookup import IS_PRESENT, find_session, read_session, session_with_key
-from era.store.tables import deliveries as _d
-from era.store.tables import has_status, inboxes, sessions
 
 _FIELDS = (
     "key",

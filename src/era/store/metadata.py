@@ -18,10 +18,10 @@ from sqlalchemy import Connection, literal, select
 from era.core.metadata import Retention
 from era.store import quotas
 from era.store.api_keys import ApiKeyRows, AuditRows
+from era.store.blobs.condemned import Condemned, fence_dead_hosts, lose_some_homes
 from era.store.capsules import CapsuleRows
-from era.store.condemned import Condemned, fence_dead_hosts, lose_some_homes
-from era.store.d1_replicas import DatabaseReplicas
-from era.store.database import Database
+from era.store.d1.d1_replicas import DatabaseReplicas
+from era.store.engine.database import Database
 from era.store.homes import HomeRows
 from era.store.inbox import InboxRows
 from era.store.outputs import OUTPUT_DIGESTS

@@ -9,8 +9,8 @@ from sqlalchemy import Connection, bindparam, delete, exists, func, insert, sele
 
 from era.core.metadata import Retention
 from era.core.models import KeptOutputs
-from era.store.dialects import Asked, Precompiled
-from era.store.tables import idempotency_keys, outputs, runs, storage_items
+from era.store.engine.dialects import Asked, Precompiled
+from era.store.engine.tables import idempotency_keys, outputs, runs, storage_items
 
 OUTPUT_COLUMNS = (
     *("stdout", "stderr", "stdout_digest", "stderr_digest"),

@@ -13,10 +13,10 @@ from pathlib import Path
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from era.core.files.durable import sync
 from era.core.metadata import Retention
+from era.core.trees.durable import sync
 from era.errors import NotReady
-from era.store import dialects
+from era.store.engine import dialects
 from era.store.metadata import SqlStore
 
 SQLITE = "era.sqlite"

@@ -11,12 +11,12 @@ from sqlalchemy import Connection, bindparam, delete, insert, literal_column, se
 from era.core.models import Claim, OwnedId, Session, now
 from era.core.process import KEPT, ProcessRecord
 from era.errors import NoProcess, NotFound
-from era.store.dialects import insert_if_absent
+from era.store.engine.dialects import insert_if_absent
+from era.store.engine.tables import contexts, has_status, processes
 from era.store.homes import check_home
 from era.store.idempotency import answer_claim, claim_key, free_key
 from era.store.rows import Rows, writes
 from era.store.session_lookup import note_call, read_session, session_with_key
-from era.store.tables import contexts, has_status, processes
 
 LOST = "The service stopped while this process ran."
 

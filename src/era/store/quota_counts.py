@@ -15,11 +15,11 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, exists, func, insert, select, update
 
 from era.core.models import now
-from era.core.quotas import Bound, Held, Kind, Meter, Refusal, Window
-from era.core.usage import day_of
-from era.store.database import Database
-from era.store.dialects import database_time, insert_if_absent, one_after_the_other
-from era.store.tables import hosts, quota_runs, quota_sandboxes, usage
+from era.core.owners.quotas import Bound, Held, Kind, Meter, Refusal, Window
+from era.core.owners.usage import day_of
+from era.store.engine.database import Database
+from era.store.engine.dialects import database_time, insert_if_absent, one_after_the_other
+from era.store.engine.tables import hosts, quota_runs, quota_sandboxes, usage
 
 _RUNS = (quota_runs.c.kind == bindparam("of_kind")) & (quota_runs.c.subject == bindparam("of_subject"))
 _BEGUN = select(quota_runs.c.begun).where(_RUNS)

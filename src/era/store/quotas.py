@@ -13,10 +13,10 @@ from contextlib import contextmanager
 
 from sqlalchemy import ColumnElement, Connection, func, select
 
-from era.core.quotas import Bound
-from era.store.owned_totals import OwnedTotals
+from era.core.owners.quotas import Bound
+from era.store.engine.owned_totals import OwnedTotals
+from era.store.engine.tables import sessions, versions
 from era.store.session_lookup import IN_FORCE, IS_PRESENT
-from era.store.tables import sessions, versions
 
 _MIB = 1 << 20
 _NAMED = 20

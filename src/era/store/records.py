@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import case, func, select
 
 from era.core.models import EMPTY, RunRecord, Snapshot
-from era.store.tables import runs
+from era.store.engine.tables import runs
 
 RUN_FIELDS = tuple(field.name for field in fields(RunRecord))
 RUNS = select(*(runs.c[name] for name in RUN_FIELDS))

@@ -16,9 +16,9 @@ from sqlalchemy import Connection, UpdateBase
 
 from era.core.metadata import Retention
 from era.core.models import OwnedId
-from era.core.quotas import Bound
+from era.core.owners.quotas import Bound
 from era.store import quotas
-from era.store.database import Database
+from era.store.engine.database import Database
 
 MADE = ("sessions", "disk_mb")
 """The quotas that a transaction may reach that makes a session present."""

@@ -13,22 +13,35 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, update
 
+from era.core.execution.run_messages import setup_error
 from era.core.metadata import RunFilter
-from era.core.models import Answered, Claim, JsonObject, KeptOutputs, OwnedId, RunRecord, Session, Snapshot, Trim, now
-from era.core.run_messages import RecordedProgram, no_program, setup_error
+from era.core.models import (
+    Answered,
+    Claim,
+    JsonObject,
+    KeptOutputs,
+    OwnedId,
+    RecordedProgram,
+    RunRecord,
+    Session,
+    Snapshot,
+    Trim,
+    Use,
+    no_program,
+    now,
+)
 from era.core.setup.setups import UNDER_WAY
-from era.core.usage import Use
 from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, SetupUnderWay, Unavailable
-from era.store.database import DatabaseAway
-from era.store.dialects import Asked, Precompiled, together, violates_unique
+from era.store.engine.database import DatabaseAway
+from era.store.engine.dialects import Asked, Precompiled, together, violates_unique
+from era.store.engine.tables import has_status, outputs, runs, sessions
+from era.store.engine.tables import idempotency_keys as keys
 from era.store.homes import check_home
 from era.store.idempotency import ClaimRows, answering_run, bytes_of, claiming, raising_if_claimed
 from era.store.outputs import NEWEST_TOO_OLD, keeping_outputs, outputs_of_run
 from era.store.records import LISTED_RUNS, RUN_FIELDS, RUNS, listed_from_row, record_from_row, without_nul
 from era.store.rows import GROWN, reads, writes
 from era.store.session_lookup import EXPIRES_AT, IS_PRESENT, find_session, read_session
-from era.store.tables import has_status, outputs, runs, sessions
-from era.store.tables import idempotency_keys as keys
 from era.store.usage import adding, begin_use, count_lost
 from era.store.versions import adding_version, incrementing, prune_kinds, pruning, trim_history
 from era.store.webhooks import tell, tell_lost

@@ -15,14 +15,14 @@ from typing import Any, Concatenate
 
 from sqlalchemy import Connection, bindparam, exists, select, update
 
-from era.core.expiry import MICROS, is_due, wants_touch
 from era.core.metadata import Retention
-from era.core.models import OwnedId, Session, StoredCode, now
+from era.core.models import MICROS, OwnedId, Session, StoredCode, now
+from era.core.sessions.expiry import is_due, wants_touch
 from era.errors import EraError, Expired, NoSession, NotFound, SessionMoved
-from era.store.database import Database
-from era.store.dialects import Answer, Asked, Precompiled, together
+from era.store.engine.database import Database
+from era.store.engine.dialects import Answer, Asked, Precompiled, together
+from era.store.engine.tables import has_status, homes, hosts, processes, runs, sessions, versions
 from era.store.records import snapshot_from_row
-from era.store.tables import has_status, homes, hosts, processes, runs, sessions, versions
 
 _FIELDS = (
     "key",

@@ -24,9 +24,9 @@ from sqlalchemy import CTE, ColumnElement, Connection, Integer, ScalarSelect, Se
 
 from era.core.metadata import Retention, SessionFilter
 from era.core.models import Session
-from era.store.dialects import up_to
+from era.store.engine.dialects import up_to
+from era.store.engine.tables import session_pairs, sessions
 from era.store.session_lookup import IS_PRESENT, SESSIONS, restorable_since, session_from_row
-from era.store.tables import session_pairs, sessions
 
 _NEWEST = 1 << 62
 _READ_AT_ONCE = 8

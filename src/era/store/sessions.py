@@ -8,7 +8,6 @@ be restored, so nobody sees it, and it is purged if its import is never complete
 from __future__ import annotations
 
 import json
-import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, batched
@@ -31,14 +30,27 @@ from sqlalchemy import (
 )
 
 from era.core import limits
-from era.core.expiry import MICROS, slack
-from era.core.idempotency import session_to_json
 from era.core.metadata import KEEP, Retention, SessionChange, SessionFilter
-from era.core.models import EMPTY, Claim, JsonObject, NewCopy, NewSession, OwnedId, Session, Snapshot, StoredCode, now
+from era.core.models import (
+    EMPTY,
+    MICROS,
+    Claim,
+    JsonObject,
+    NewCopy,
+    NewSession,
+    OwnedId,
+    Session,
+    Snapshot,
+    StoredCode,
+    now,
+)
+from era.core.sessions.expiry import slack
+from era.core.sessions.idempotency import session_to_json
 from era.errors import Conflict, NoSession
-from era.store.condemned import LOSE_HOME
-from era.store.database import Database
-from era.store.dialects import raising_if_taken, together
+from era.store.blobs.condemned import LOSE_HOME
+from era.store.engine.database import Database
+from era.store.engine.dialects import raising_if_taken, together
+from era.store.engine.tables import deliveries, homes, hosts, outputs, runs, session_pairs, sessions, versions
 from era.store.homes import check_home
 from era.store.idempotency import ClaimRows, answer_claim, bytes_of, claim_key
 from era.store.records import snapshot_from_row
@@ -62,7 +74,6 @@ from era.store.session_lookup import (
 )
 from era.store.session_pages import list_sessions, pair, session_page
 from era.store.setups import PENDING
-from era.store.tables import deliveries, homes, hosts, outputs, runs, session_pairs, sessions, versions
 from era.store.versions import adding_version, next_version, version_content
 from era.store.webhooks import tell
 
@@ -84,13 +95,11 @@ _STAY = (
     .with_for_update(read=True, key_share=True)
 )
 """Nobody removes this version until the transaction ends."""
-
 _STAY_SAME = select(sessions.c.key).where(sessions.c.key == bindparam("session")).with_for_update(read=True)
 """Nobody changes this session until the transaction ends."""
 
 _LONG_AGO = -(1 << 62)
 """`deleted_at` of an incomplete session."""
-
 _BEING_PURGED = _LONG_AGO - 1
 """`deleted_at` of a session of which rows may be gone."""
 
@@ -408,7 +417,7 @@ class SessionRows(ClaimRows):
         """The keys of sessions to be purged, and when each was removed."""
         found: list[tuple[int, int]] = []
         for owner, count, size in connection.execute(_REMOVED_OF_OWNERS).all():
-            most, most_bytes = (bound or math.inf for bound in bounds(owner))
+            most, most_bytes = (bound or float("inf") for bound in bounds(owner))
             if count > most or size > most_bytes:
                 removed = connection.execute(_REMOVED_OF_OWNER, {"owner": owner}).all()
                 totals = list(accumulate(row.total_bytes for row in removed))

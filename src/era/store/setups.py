@@ -10,11 +10,11 @@ from sqlalchemy import Connection, bindparam, func, select, update
 from era.core.metadata import SetupJob
 from era.core.models import OwnedId, Session, Snapshot, Trim, now
 from era.errors import NotFound
-from era.store.condemned import keep_named
+from era.store.blobs.condemned import keep_named
+from era.store.engine.tables import SETUP_UNDER_WAY, sessions
 from era.store.homes import check_home
 from era.store.rows import GROWN, Rows, reads, writes
 from era.store.session_lookup import IS_PRESENT, find_session, session_with_key
-from era.store.tables import SETUP_UNDER_WAY, sessions
 from era.store.versions import next_version, trim_history
 
 PENDING: dict[str, Any] = {"setup_status": "pending", "setup_result": None, "package_set": None}

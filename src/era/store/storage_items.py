@@ -11,15 +11,15 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, insert, select
 
-from era.core.storage import ROW_BYTES, Item, Kind, NoRoom
-from era.store.condemned import check_alive
-from era.store.dialects import Precompiled, bytewise
+from era.core.storage.storage import ROW_BYTES, Item, Kind, NoRoom
+from era.store.blobs.condemned import check_alive
+from era.store.engine.dialects import Precompiled, bytewise
+from era.store.engine.tables import storage_items
 from era.store.rows import Rows, reads, writes
-from era.store.tables import storage_items
 
 _t = storage_items.c
 _COUNTED = _t.size + func.length(_t.key) + func.coalesce(func.length(_t.metadata), 0) + ROW_BYTES
-"""The bytes that an item counts for; core/storage.py adds up the same for one that is to be put."""
+"""The bytes that an item counts for; core/storage/storage.py adds up the same for one that is to be put."""
 
 _LISTED = (_t.owner, _t.kind, _t.namespace, _t.key, _t.size, _t.created_at, _t.updated_at, _t.metadata, _t.digest)
 

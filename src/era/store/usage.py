@@ -12,15 +12,15 @@ from typing import Any
 import structlog
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
 
-from era.core.late_ends import LateEnds
-from era.core.models import now
-from era.core.quotas import Amounts, changed
-from era.core.usage import DayOfUsage, Use, day_of
+from era.core.concurrency.late_ends import LateEnds
+from era.core.models import Use, now
+from era.core.owners.quotas import Amounts, changed
+from era.core.owners.usage import DayOfUsage, day_of
 from era.errors import Unavailable
-from era.store.database import Database
-from era.store.dialects import Answer, Asked, Precompiled, together
+from era.store.engine.database import Database
+from era.store.engine.dialects import Answer, Asked, Precompiled, together
+from era.store.engine.tables import owners, runs, sessions, usage
 from era.store.rows import Rows, reads, writes
-from era.store.tables import owners, runs, sessions, usage
 
 log = structlog.get_logger()
 

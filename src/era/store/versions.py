@@ -25,13 +25,13 @@ from era.core.models import (
     now,
 )
 from era.errors import Conflict, NotFound
-from era.store.dialects import Asked, Precompiled, together
+from era.store.engine.dialects import Asked, Precompiled, together
+from era.store.engine.tables import IS_CHECKPOINT, IS_NO_CHECKPOINT, sessions, versions
+from era.store.engine.tables import version_names as names
 from era.store.homes import check_home
 from era.store.records import snapshot_from_row
 from era.store.rows import GROWN, Rows, reads, writes
 from era.store.session_lookup import EXPIRES_AT, IS_PRESENT, find_session, note_call, read_session, session_with_key
-from era.store.tables import IS_CHECKPOINT, IS_NO_CHECKPOINT, sessions, versions
-from era.store.tables import version_names as names
 
 _ITS_NAME = (names.c.session_key == versions.c.session_key) & (names.c.n == versions.c.n)
 _OF_SESSION = versions.c.session_key == bindparam("session")

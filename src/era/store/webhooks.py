@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
 
 from era.core.models import JsonObject, new_id, now, timestamp
-from era.core.webhooks import (
+from era.core.owners.webhooks import (
     KEPT,
     MAX_PENDING,
     MAX_WEBHOOKS,
@@ -21,10 +21,10 @@ from era.core.webhooks import (
     body_of,
 )
 from era.errors import Conflict, NotFound
+from era.store.engine.tables import has_status, runs, sessions
+from era.store.engine.tables import webhook_notices as _n
+from era.store.engine.tables import webhooks as _w
 from era.store.rows import Rows, reads, writes
-from era.store.tables import has_status, runs, sessions
-from era.store.tables import webhook_notices as _n
-from era.store.tables import webhooks as _w
 
 _WEBHOOKS = select(*(_w.c[each.name] for each in fields(Webhook))).order_by(_w.c.created_at, _w.c.id)
 _NOTICES = select(*(_n.c[each.name] for each in fields(Notice)))
@@ -79,7 +79,7 @@ def tell_lost(connection: Connection, are_lost: ColumnElement[bool]) -> None:
 
 
 class WebhookRows(Rows):
-    """A WebhookStore in an SQL database: core/webhooks.py says what each method does."""
+    """A WebhookStore in an SQL database: core/owners/webhooks.py says what each method does."""
 
     @writes
     def add_webhook(self, connection: Connection, webhook: Webhook) -> None:

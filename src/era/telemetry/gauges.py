@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from era import __version__
-from era.core.admission import Admission
-from era.core.expiry import MICROS
-from era.core.homes import Homes
+from era.core.cluster.homes import Homes
 from era.core.live.live_sessions import LiveSessions
 from era.core.metadata import MetadataStore
-from era.core.models import now
-from era.core.pool import SandboxPool
+from era.core.models import MICROS, now
+from era.core.operation.readiness import Readiness
+from era.core.owners.webhooks import WebhookStore
+from era.core.pool.admission import Admission
+from era.core.pool.pool import SandboxPool
 from era.core.public.inbox import InboxStore
-from era.core.readiness import Readiness
-from era.core.webhooks import WebhookStore
 from era.errors import EraError
 from era.telemetry.metrics import Gauge, Metrics
 

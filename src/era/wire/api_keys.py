@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, FailFast, Field, create_model
 
-from era.core.api_keys import DEFAULT_SCOPES, MAX_GRACE_SECONDS, OWNER, ApiKey, Scope
 from era.core.models import timestamp
-from era.core.quotas import OF_KEYS, WORDS, Amounts
+from era.core.owners.api_keys import DEFAULT_SCOPES, MAX_GRACE_SECONDS, OWNER, ApiKey, Scope
+from era.core.owners.quotas import OF_KEYS, WORDS, Amounts
 from era.wire.base import Body
 
 MAX_QUOTA = 1 << 50

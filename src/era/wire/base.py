@@ -6,9 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
+from era.common.few_errors import FewErrors
 from era.core.allowlist import MAX_ENTRIES
 from era.core.limits import LEAST
-from era.few_errors import FewErrors
 
 
 class Body(FewErrors):

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from era.core.files.edits import FileEntry, Kind
-from era.core.links import MAX_SECONDS, Method
+from era.core.files.links import MAX_SECONDS, Method
 from era.core.models import timestamp
+from era.core.trees.edits import FileEntry, Kind
 from era.wire.base import VERSIONS_DROPPED, Body, ErrorEvent, GapEvent
 
 MODE = "^0?[0-7]{3}$"

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, FailFast, Field
 
+from era.common.few_errors import TextByName, Texts, at_most, few_wrong
+from era.core.execution.run_messages import RunResult
 from era.core.models import JsonObject, RunRecord, StateOutcome, Status, StoredCode, timestamp
-from era.core.run_messages import RunResult
 from era.core.secrets import MAX_HOSTS, MAX_SECRETS, MAX_VALUE_BYTES
-from era.core.sessions import MAX_CODE_BYTES
-from era.few_errors import TextByName, Texts, at_most, few_wrong
+from era.core.sessions.sessions import MAX_CODE_BYTES
 from era.languages import in_words
 from era.wire.base import VERSIONS_DROPPED, Body, ErrorEvent, GapEvent, Isolation, Limits, dropped_answer, text
 from era.wire.contexts import CellEvents

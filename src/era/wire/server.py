@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from era import languages
-from era.core.homes import HostRecord
+from era.core.cluster.homes import HostRecord
 from era.core.models import Finding, JsonObject, SettingInForce, timestamp
 from era.languages import Definition
 

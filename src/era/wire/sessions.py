@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-from era.core.expiry import MAX_TTL
 from era.core.jsontext import number
 from era.core.models import JsonObject, Session, SetupStatus, WantedIsolation, timestamp
-from era.core.sessions import MOST_LABELS, data_view
+from era.core.sessions.expiry import MAX_TTL
+from era.core.sessions.sessions import MOST_LABELS, data_view
 from era.core.setup import requirements
 from era.languages import in_words
 from era.wire.base import Body, Egress, EgressAnswer, Isolation, Limits, LimitsAnswer

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from era.common.few_errors import TextByName, Texts
 from era.core.models import Session, SetupStatus
 from era.core.setup.package_sets import PackageSet
 from era.core.setup.setups import EVENTS
-from era.few_errors import TextByName, Texts
 from era.wire.base import Body, ErrorEvent, GapEvent
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, FailFast, Field, Strict
 
-from era.few_errors import at_most, few_wrong
+from era.common.few_errors import at_most, few_wrong
 from era.wire.base import Body
 
 Metadata = Annotated[dict[str, Any] | None, Field(description="Kept with the value and shown in lists: at most 8 KiB.")]

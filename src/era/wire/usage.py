@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from era.core.audit import Action, AuditEntry
 from era.core.models import timestamp
-from era.core.usage import DAY_MICROS, DayOfUsage
+from era.core.owners.audit import Action, AuditEntry
+from era.core.owners.usage import DAY_MICROS, DayOfUsage
 from era.errors import BadRequest
 
 

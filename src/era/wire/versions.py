@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from era.core.files.diffs import DataChange, FileChange, Kind
 from era.core.models import Cause, Version, timestamp
-from era.core.versions import MAX_NAME, NAME
+from era.core.sessions.versions import MAX_NAME, NAME
+from era.core.trees.diffs import DataChange, FileChange, Kind
 from era.wire.base import Body
 from era.wire.files import FileAnswer, path_text
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, FailFast, Field
 
 from era.core.models import timestamp
-from era.core.webhooks import EVENTS, MAX_URL, Event, Notice, NoticeStatus, Webhook
+from era.core.owners.webhooks import EVENTS, MAX_URL, Event, Notice, NoticeStatus, Webhook
 from era.wire.base import Body
 
 

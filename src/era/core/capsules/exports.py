@@ -25,14 +25,14 @@ from typing import IO
 from era.core.capsules import format as layout
 from era.core.capsules import tars
 from era.core.capsules.manifest import MAX_OBJECTS, too_large
-from era.core.files.blob_store import BlobStore, Hold
-from era.core.files.pack import blob_pieces, larger_pieces
-from era.core.files.pins import Pin, Pins
-from era.core.files.snapshots import Snapshots
 from era.core.metadata import MetadataStore
 from era.core.models import KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent, now
 from era.core.program import STREAMS
 from era.core.setup.package_sets import InstalledPackageSets
+from era.core.trees.blob_store import BlobStore, Hold
+from era.core.trees.pack import blob_pieces, larger_pieces
+from era.core.trees.pins import Pin, Pins
+from era.core.trees.snapshots import Snapshots
 from era.errors import Unavailable
 
 _CHUNK = 1 << 20

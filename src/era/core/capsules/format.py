@@ -50,10 +50,10 @@ from era.core.models import (
     now,
     timestamp,
 )
-from era.core.sessions import check_code, check_metadata, data_text
+from era.core.sessions.sessions import check_code, check_metadata, data_text
+from era.core.sessions.versions import MAX_NAMED
 from era.core.setup import requirements
 from era.core.setup.requirements import setup_text
-from era.core.versions import MAX_NAMED
 from era.errors import BadRequest
 
 DOCUMENT, README, SUMS, OBJECTS = "capsule.json", "README.txt", "SHA256SUMS", "objects/"

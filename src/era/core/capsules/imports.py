@@ -29,14 +29,14 @@ from era.core.capsules.format import DocumentReader, kept_outputs
 from era.core.capsules.manifest import MAX_OBJECTS, bad_capsule, too_large
 from era.core.capsules.tars import Entry
 from era.core.capsules.trees import Objects, TreeCheck
-from era.core.files.blob_store import BlobStore
-from era.core.files.totals import Bounds
+from era.core.concurrency.tasks import free_on, to_its_end
 from era.core.metadata import MetadataStore, Retention
 from era.core.models import CHECKPOINTS, KeptRun, KeptVersion, OwnedId, Session, Snapshot, VersionContent
-from era.core.outputs import INLINE_BYTES
 from era.core.program import STREAMS
-from era.core.tasks import free_on, to_its_end
-from era.core.versions import HistoryBound
+from era.core.runs.outputs import INLINE_BYTES
+from era.core.sessions.versions import HistoryBound
+from era.core.totals import Bounds
+from era.core.trees.blob_store import BlobStore
 from era.errors import BadRequest, Unavailable
 
 _MAX_README_BYTES = 64 << 10

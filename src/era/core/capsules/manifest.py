@@ -17,13 +17,13 @@ from pydantic_core import PydanticCustomError
 from era import languages
 from era.core import jsontext
 from era.core.allowlist import can_be_egress
-from era.core.expiry import MAX_TTL
-from era.core.files.diffs import MOST, TYPES
+from era.core.execution.run_messages import MAX_RECORDED_BYTES
 from era.core.limits import can_be_limits
 from era.core.models import Cause, JsonObject, RunRecord, Session, Status, WantedIsolation, can_be_service
-from era.core.run_messages import MAX_RECORDED_BYTES
+from era.core.sessions.expiry import MAX_TTL
+from era.core.sessions.versions import NAME
 from era.core.setup import package_sets, requirements
-from era.core.versions import NAME
+from era.core.trees.diffs import MOST, TYPES
 from era.errors import BadRequest, TooLarge
 
 MAX_OBJECTS = 1_000_000

@@ -9,16 +9,16 @@ from pathlib import Path
 
 from era.core.capsules.exports import Export, Exporter
 from era.core.capsules.imports import Importer
-from era.core.fair_limiter import FairLimiter
-from era.core.files.blob_store import BlobStore
-from era.core.files.pins import Pins
-from era.core.files.snapshots import Snapshots
-from era.core.files.spool import Slots
-from era.core.files.totals import Bounds
+from era.core.concurrency.fair_limiter import FairLimiter
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session
+from era.core.sessions.versions import HistoryBound
 from era.core.setup.package_sets import InstalledPackageSets
-from era.core.versions import HistoryBound
+from era.core.totals import Bounds
+from era.core.trees.blob_store import BlobStore
+from era.core.trees.pins import Pins
+from era.core.trees.snapshots import Snapshots
+from era.core.trees.spool import Slots
 from era.errors import TooBusy
 
 _THREADS = 2

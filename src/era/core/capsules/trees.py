@@ -1,7 +1,7 @@
 """Validates trees of imported capsules: each must be one that a snapshot of a working directory could have.
 
 Such a tree is later restored on the host's file system, so nothing in it is trusted. Each tree object must be, byte for
-byte, what core/files/trees.py would have written; each name one that a file can have; the whole within the bounds of a
+byte, what core/trees/trees.py would have written; each name one that a file can have; the whole within the bounds of a
 working directory. Objects are parsed entry by entry, since a short hostile text can become large values. A tree that is
 part of many others is checked only once, so a few objects can't stand for more than can be counted.
 """
@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from era.core.capsules.manifest import bad_capsule, too_large
-from era.core.files.totals import Bounds, Totals, link_totals
-from era.core.files.tree_objects import MAX_LIST_BYTES, PACKAGES, decode, is_packages, name_bytes
 from era.core.models import STATE_FILE, Snapshot
+from era.core.totals import Bounds, Totals, link_totals
+from era.core.trees.tree_objects import MAX_LIST_BYTES, PACKAGES, decode, is_packages, name_bytes
 
 _STRING = rb'("(?:[ !#-\[\]-~]|\\["\\bfnrt]|\\u[0-9a-f]{4})*")'
 _NUMBER = rb"(0|-?[1-9][0-9]{0,18})"

@@ -1,1 +1,1 @@
-"""Trees of files: scanned, stored as snapshots, restored, edited, compared, packed into archives and unpacked."""
+"""A session's files, live or not: calls, archives, links, watching."""

@@ -14,23 +14,23 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from weakref import finalize
 
-from era.core.expiry import calling
-from era.core.fair_limiter import FairLimiter
-from era.core.files import pack, trees, unpack
-from era.core.files.blob_store import BlobBatch, BlobStore
-from era.core.files.edits import Changes, PutFile, PutLink, display_path, walk
-from era.core.files.paths import Parts, name_problem, state_file
-from era.core.files.pins import Pins
+from era.core.concurrency.fair_limiter import FairLimiter
+from era.core.concurrency.tasks import Threads
+from era.core.concurrency.turns import Turns
 from era.core.files.session_files import PATIENCE, Body, SessionFiles
-from era.core.files.snapshots import SHORT_GRACE_SECONDS, Snapshots
-from era.core.files.spool import Spool
-from era.core.files.totals import Bounds, link_totals
-from era.core.files.tree_objects import name_bytes
-from era.core.files.unpack import BadArchive, Format, Member, zip_members
 from era.core.metadata import MetadataStore
 from era.core.models import STATE_FILE, OwnedId, Session
-from era.core.tasks import Threads
-from era.core.turns import Turns
+from era.core.sessions.expiry import calling
+from era.core.totals import Bounds, link_totals
+from era.core.trees import pack, trees, unpack
+from era.core.trees.blob_store import BlobBatch, BlobStore
+from era.core.trees.edits import Changes, PutFile, PutLink, display_path, walk
+from era.core.trees.paths import Parts, name_problem, state_file
+from era.core.trees.pins import Pins
+from era.core.trees.snapshots import SHORT_GRACE_SECONDS, Snapshots
+from era.core.trees.spool import Spool
+from era.core.trees.tree_objects import name_bytes
+from era.core.trees.unpack import BadArchive, Format, Member, zip_members
 from era.errors import Conflict, TooLarge, TooManyUploads, Unavailable
 
 _AT_A_TIME = 2

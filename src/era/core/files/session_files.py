@@ -18,21 +18,22 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from era.core.expiry import calling
-from era.core.files import edits
-from era.core.files.blob_store import BlobStore
-from era.core.files.edits import Changes, Entry, FileEntry, Place, PutFile, Remove, display_path, no_file
-from era.core.files.paths import Parts
-from era.core.files.snapshots import Snapshots
-from era.core.files.spool import Spool, Upload
-from era.core.files.totals import Bounds, Totals
-from era.core.files.unpack import PIECE
+from era.core.concurrency.tasks import Threads
+from era.core.concurrency.turns import Liveness, Turns
 from era.core.limits import Rules, bounds
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session, Snapshot
-from era.core.tasks import Threads
-from era.core.turns import Liveness, Turns
-from era.core.versions import HistoryBound
+from era.core.sessions.expiry import calling
+from era.core.sessions.sessions import keeping_files
+from era.core.sessions.versions import HistoryBound
+from era.core.totals import Bounds, Totals
+from era.core.trees import edits
+from era.core.trees.blob_store import BlobStore
+from era.core.trees.edits import Changes, Entry, FileEntry, Place, PutFile, Remove, display_path, no_file
+from era.core.trees.paths import Parts
+from era.core.trees.snapshots import Snapshots
+from era.core.trees.spool import Spool, Upload
+from era.core.trees.unpack import PIECE
 from era.errors import BadRequest, Conflict, NotFound, PreconditionFailed, TooLarge, Unavailable
 
 PATIENCE = 60.0
@@ -420,14 +421,3 @@ class SessionFiles:
             return await self._snapshots.find(session.snapshot, path, session.owned_id)
         except NotFound:
             return None
-
-
-def keeping_files(session: Session) -> Session:
-    """The session itself. Raises Conflict where it keeps no files."""
-    if not session.persistent:
-        raise Conflict(
-            f"Session '{session.id}' is not persistent: it keeps no files.",
-            hint='Make a session with "persistent": true.',
-            code="not_persistent",
-        )
-    return session

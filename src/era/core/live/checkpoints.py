@@ -16,14 +16,14 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from era.core.files.live_snapshots import LiveSnapshot, LiveSnapshots
-from era.core.files.session_files import keeping_files
-from era.core.files.trees import SnapshotRefused, WorkspaceFull
+from era.core.concurrency.turns import Turns
 from era.core.metadata import MetadataStore
 from era.core.models import Cause, Session
-from era.core.pool import SandboxPool
-from era.core.turns import Turns
-from era.core.versions import HistoryBound
+from era.core.pool.pool import SandboxPool
+from era.core.sessions.sessions import keeping_files
+from era.core.sessions.versions import HistoryBound
+from era.core.trees.live_snapshots import LiveSnapshot, LiveSnapshots
+from era.core.trees.trees import SnapshotRefused, WorkspaceFull
 from era.errors import CommitFailed, Conflict, EraError, Fenced, RunUnderWay, SandboxFailed, TooLarge, Unavailable
 
 if TYPE_CHECKING:

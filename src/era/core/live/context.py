@@ -34,6 +34,10 @@ from typing import Literal
 import structlog
 
 from era.core import jsontext
+from era.core.concurrency.meter import turn
+from era.core.concurrency.outages import note_outage
+from era.core.concurrency.stall_timeout import stall_timeout
+from era.core.concurrency.tasks import log_failure
 from era.core.live.kernel_frames import (
     INTERRUPT_FRAME,
     RESULTS_BYTES,
@@ -45,14 +49,10 @@ from era.core.live.kernel_frames import (
     cell_frame,
     parse,
 )
-from era.core.meter import turn
 from era.core.models import JsonObject, now
-from era.core.outages import note_outage
 from era.core.ports import GuestProcess
 from era.core.process import ProcessEnded, ProcessOutput
 from era.core.program import STREAMS, CellEvent, Output, Program, Stream, WriteCell
-from era.core.stall_timeout import stall_timeout
-from era.core.tasks import log_failure
 from era.errors import Unavailable
 
 log = structlog.get_logger()

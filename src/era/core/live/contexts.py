@@ -23,8 +23,9 @@ from dataclasses import replace
 from functools import partial
 
 from era import languages
-from era.core.active_runs import ActiveRun
-from era.core.execution import OURS
+from era.core.execution.active_runs import ActiveRun
+from era.core.execution.execution import OURS
+from era.core.execution.run_messages import RunRequest
 from era.core.live.context import CellOutcome, Context, NotBegun
 from era.core.live.file_helper import read_state, write_state
 from era.core.live.live_session import LiveSession
@@ -34,7 +35,6 @@ from era.core.models import JsonObject, OwnedId, Session
 from era.core.ports import Sandbox
 from era.core.process import ProcessSpec
 from era.core.program import Ended, Program, StopCell, WriteCell
-from era.core.run_messages import RunRequest
 from era.core.secrets import placeholders
 from era.errors import BadRequest, BeingStopped, CommitFailed, NoContext, SandboxFailed, TooManyContexts, Unavailable
 

@@ -14,13 +14,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
 from typing import Any
 
-from era.core.files.edits import FileEntry, display_path, in_the_way, no_file
-from era.core.files.paths import Parts
+from era.core.concurrency.meter import turn
+from era.core.concurrency.stall_timeout import stall_timeout
 from era.core.jsontext import MAX_STATE_BYTES
-from era.core.meter import turn
 from era.core.ports import GuestProcess
 from era.core.process import ProcessOutput, ProcessSpec
-from era.core.stall_timeout import stall_timeout
+from era.core.trees.edits import FileEntry, display_path, in_the_way, no_file
+from era.core.trees.paths import Parts
 from era.errors import BadRequest, CommitFailed, Conflict, EraError, TooBusy, TooLarge, Unavailable
 
 HELPER = ProcessSpec((), {}, channel=True, module="live_files")

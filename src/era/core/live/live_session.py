@@ -10,9 +10,8 @@ from dataclasses import replace
 
 import structlog
 
-from era.core.execution import Grants
-from era.core.files.allowance import Allowance
-from era.core.late_ends import LateEnds
+from era.core.concurrency.late_ends import LateEnds
+from era.core.execution.execution import Grants
 from era.core.live.file_helper import HELPER, FileHelper
 from era.core.live.processes import MOST, Processes, ProcessRequest
 from era.core.metadata import MetadataStore
@@ -27,6 +26,7 @@ from era.core.ports import (
 )
 from era.core.process import ProcessSpec
 from era.core.secrets import Secret
+from era.core.trees.allowance import Allowance
 from era.errors import EraError, SandboxFailed
 
 log = structlog.get_logger()

@@ -41,19 +41,19 @@ from functools import partial
 
 import structlog
 
-from era.core.active_runs import ActiveRuns
-from era.core.late_ends import LateEnds
+from era.core.concurrency.late_ends import LateEnds
+from era.core.concurrency.meter import charge_to
+from era.core.concurrency.turns import Turns
+from era.core.execution.active_runs import ActiveRuns
 from era.core.limits import Rules
 from era.core.live.checkpoints import Checkpoints
 from era.core.live.live_session import LAST_RECORDS_SECONDS, LiveSession
 from era.core.metadata import MetadataStore
-from era.core.meter import charge_to
 from era.core.models import OwnedId, Session
-from era.core.pool import SERVICE_STOPPED, SandboxPool
+from era.core.owners.quotas import Quotas
+from era.core.pool.pool import SERVICE_STOPPED, SandboxPool
 from era.core.ports import Network, Sandbox, StorageAccesses
-from era.core.quotas import Quotas
 from era.core.setup.setups import UNDER_WAY
-from era.core.turns import Turns
 from era.errors import (
     BeingStopped,
     CommitFailed,

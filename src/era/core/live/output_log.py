@@ -19,9 +19,9 @@ from bisect import bisect_right
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
-from era.core.event_log import Gap
+from era.core.concurrency.event_log import Gap
+from era.core.execution.transcript import incomplete_bytes
 from era.core.process import ProcessStream
-from era.core.transcript import incomplete_bytes
 
 KEPT_BYTES = 1 << 20
 _CHUNK_BYTES = 16 << 10

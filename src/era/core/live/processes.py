@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from era.core.late_ends import LateEnds
+from era.core.concurrency.late_ends import LateEnds
+from era.core.concurrency.meter import turn
 from era.core.live.output_log import OutputLog
 from era.core.metadata import MetadataStore
-from era.core.meter import turn
 from era.core.models import Claim, ServiceCommand, new_id, now
 from era.core.ports import GuestProcess
 from era.core.process import KEPT, SHOWN_BYTES, TAIL_BYTES, ProcessEnded, ProcessRecord, TerminalSize

@@ -7,7 +7,6 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 
-from era.core.idempotency import IdempotencyKeys, Once
 from era.core.live.live_session import LiveSession
 from era.core.live.live_sessions import LiveSessions
 from era.core.live.output_log import OutputLog
@@ -15,6 +14,7 @@ from era.core.live.processes import LiveProcess, ProcessRequest
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId
 from era.core.process import ProcessRecord
+from era.core.sessions.idempotency import IdempotencyKeys, Once
 from era.errors import Conflict, InputClosed, NotFound, Unavailable
 
 _TRIES = 3

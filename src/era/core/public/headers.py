@@ -29,7 +29,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
-from era.core.api_keys import contains_api_key
+from era.core.owners.api_keys import contains_api_key
 from era.errors import RelayFailed
 
 _NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"

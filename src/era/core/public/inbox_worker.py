@@ -32,16 +32,15 @@ from functools import partial
 import structlog
 
 from era.core import jsontext
-from era.core.deliveries import Deliveries, Record, after_failure
-from era.core.expiry import MICROS
-from era.core.fair_limiter import FairLimiter
-from era.core.homes import ALONE, Cluster
-from era.core.late_ends import delay
-from era.core.models import OwnedId, Session, new_id, now
+from era.core.concurrency.fair_limiter import FairLimiter
+from era.core.concurrency.late_ends import delay
+from era.core.execution.run_messages import Collected, RunRequest
+from era.core.models import MICROS, OwnedId, Session, new_id, now
+from era.core.owners.deliveries import Deliveries, Record, after_failure
+from era.core.ports import ALONE, Cluster
 from era.core.public import headers, relay
 from era.core.public.inbox import Content, Delivery, InboxSettings, InboxStore, Next, Outcome, Received, no_inbox
-from era.core.run_messages import Collected, RunRequest
-from era.core.runs import Runs
+from era.core.runs.runs import Runs
 from era.core.signatures import Verify, is_genuine
 from era.core.telemetry import BeginTrace, DeliveryEnded, Note, Origin, Trace, ignore, origin, untraced
 from era.errors import (

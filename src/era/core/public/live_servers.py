@@ -25,13 +25,13 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
-from era.core.active_runs import ActiveRun, ActiveRuns
+from era.core.concurrency.shares import Shares
+from era.core.execution.active_runs import ActiveRun, ActiveRuns
+from era.core.execution.run_messages import RunRequest
 from era.core.live.live_sessions import LiveSessions
 from era.core.models import Session
-from era.core.pool import SandboxPool
-from era.core.run_messages import RunRequest
-from era.core.runs import Runs
-from era.core.shares import Shares
+from era.core.pool.pool import SandboxPool
+from era.core.runs.runs import Runs
 from era.errors import RelayFailed, RelayTimeout, ServiceFailed, Unavailable
 
 MAX_CALLERS = 256

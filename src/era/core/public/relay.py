@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from era.core import jsontext
-from era.core.fair_limiter import FairLimiter
+from era.core.concurrency.fair_limiter import FairLimiter
+from era.core.concurrency.tasks import computing
+from era.core.execution.run_messages import Collected, RunResult
+from era.core.execution.spooled_output import SpooledOutput
 from era.core.models import Status
 from era.core.public import headers
-from era.core.run_messages import Collected, RunResult
-from era.core.spooled_output import SpooledOutput
-from era.core.tasks import computing
 from era.errors import RelayFailed, RelayTimeout, TooLarge
 
 MAX_BODY_BYTES = 128 << 10

@@ -28,16 +28,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from era.core import jsontext
-from era.core.execution import Execution, Grants
-from era.core.files.snapshots import Snapshots
-from era.core.files.trees import SnapshotRefused
+from era.core.execution.execution import Execution, Grants
 from era.core.limits import Rules
 from era.core.models import Language, Session, Snapshot, Trim, command_of
-from era.core.pool import SandboxPool
+from era.core.pool.pool import SandboxPool
 from era.core.ports import Indexes, Network, Sandbox
 from era.core.program import Ended, Invocation, Output, Program
+from era.core.sessions.versions import HistoryBound
 from era.core.setup.progress import LastWords, Progress, Say
-from era.core.versions import HistoryBound
+from era.core.trees.snapshots import Snapshots
+from era.core.trees.trees import SnapshotRefused
 from era.errors import SandboxFailed, Unavailable
 
 _HINT = "Change it with PATCH /api/sessions/{id}, or try again with POST /api/sessions/{id}/setup."

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from era.core.event_log import EventLog, Gap
+from era.core.concurrency.event_log import EventLog, Gap
 
 MAX_LINES = 2_000
 MAX_CHARACTERS = 256 << 10

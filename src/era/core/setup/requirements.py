@@ -103,12 +103,6 @@ def packages_of(setup: Mapping[str, Any]) -> Packages:
     return Packages(tuple(sorted(requirements)), tuple(sorted(versions.items())), tuple(sorted(modules.items())))
 
 
-def variables(setup: str | None) -> dict[str, str]:
-    """The environment variables that a stored setup gives to every run."""
-    envs: dict[str, str] = json.loads(setup).get("envs", {}) if setup else {}
-    return envs
-
-
 def commands(setup: str | None) -> list[str]:
     """The commands of a stored setup, in order."""
     listed: list[str] = json.loads(setup).get("commands", []) if setup else []

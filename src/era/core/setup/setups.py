@@ -25,17 +25,17 @@ from typing import Any
 import structlog
 
 from era.core import jsontext
-from era.core.event_log import Gap
-from era.core.homes import ALONE, Cluster
+from era.core.concurrency.event_log import Gap
+from era.core.concurrency.turns import Liveness, Turns
 from era.core.metadata import MetadataStore, SetupJob
 from era.core.models import JsonObject, OwnedId, Session, Snapshot, Trim
+from era.core.ports import ALONE, Cluster
 from era.core.setup import package_sets
 from era.core.setup.commands import Builds, Commands, CommandsResult
 from era.core.setup.package_sets import InstalledPackageSets, Installer, PackageSet, SetupFailed
 from era.core.setup.progress import Became, Line, Progress
 from era.core.setup.requirements import Packages, commands, lists, packages_of
 from era.core.telemetry import Note, SetupEnded, ignore
-from era.core.turns import Liveness, Turns
 from era.errors import BadRequest, EraError, NoIsolation, NotFound, QuotaReached, SandboxFailed
 
 log = structlog.get_logger()

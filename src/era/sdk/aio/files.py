@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Literal
 
+from era.common.urls import file_part
 from era.errors import Conflict, NotFound
 from era.sdk.aio.connection import AsyncConnection
 from era.sdk.aio.streams import AsyncEventStream
@@ -14,7 +15,6 @@ from era.sdk.calls import Advance, Archive, Call, Content, Query, archive_of, co
 from era.sdk.events import FileEvent
 from era.sdk.sugar import AsyncFilesSugar
 from era.sdk.waiting import async_in_thread
-from era.urls import file_part
 
 if TYPE_CHECKING:
     from era.sdk.directories import Synced

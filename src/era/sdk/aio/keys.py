@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from era.common.urls import quoted
 from era.sdk.aio.connection import AsyncConnection
 from era.sdk.answers import ApiKey, Owner
-from era.urls import quoted
 
 type _Keys = list[ApiKey]
 type _Owners = list[Owner]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
+from era.common.urls import quoted
 from era.sdk.aio.connection import AsyncConnection
 from era.sdk.aio.streams import AsyncEventStream
 from era.sdk.answers import ProcessInfo
 from era.sdk.calls import Call
 from era.sdk.events import Gap, ProcessEvent, ProcessExit, ProcessOutput
 from era.sdk.options import body
-from era.urls import quoted
 
 if TYPE_CHECKING:
     from typing import Unpack

@@ -7,6 +7,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Literal, Self
 
+from era.common.urls import quoted
 from era.errors import EraError
 from era.sdk.aio.connection import AsyncConnection
 from era.sdk.aio.streams import AsyncEventStream
@@ -15,7 +16,6 @@ from era.sdk.calls import Call
 from era.sdk.events import CELL_EVENTS, Gap, RunEvent, Stderr, Stdout
 from era.sdk.retries import PATIENCE, is_away, went_away
 from era.sdk.waiting import AsyncAnswer, async_sleep
-from era.urls import quoted
 
 _FIRST_LOOK, _LONGEST_PAUSE = 0.05, 2.0
 

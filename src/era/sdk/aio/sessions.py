@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
+from era.common.urls import quoted, session_path
 from era.errors import Conflict, NotFound
 from era.sdk.aio.connection import LONGEST_RUN, AsyncConnection
 from era.sdk.aio.files import AsyncFiles
@@ -20,7 +21,6 @@ from era.sdk.events import Gap, SetupDone, SetupEvent, SetupLine, SetupStatus
 from era.sdk.options import body, run_body, run_seconds
 from era.sdk.sugar import AsyncDataSugar
 from era.sdk.waiting import AsyncInterruption, async_finished
-from era.urls import quoted, session_path
 
 if TYPE_CHECKING:
     from typing import Unpack

@@ -6,9 +6,9 @@ from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from era.common.urls import storage_path
 from era.errors import BadRequest, NotFound
 from era.sdk.aio.connection import AsyncConnection
-from era.urls import storage_path
 
 type _Items = list[dict[str, Any]]
 

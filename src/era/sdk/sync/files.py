@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
+from era.common.urls import file_part
 from era.errors import Conflict, NotFound
 from era.sdk.answers import FileInfo
 from era.sdk.blocking import in_thread
@@ -15,7 +16,6 @@ from era.sdk.events import FileEvent
 from era.sdk.sugar import FilesSugar
 from era.sdk.sync.connection import Connection
 from era.sdk.sync.streams import EventStream
-from era.urls import file_part
 
 if TYPE_CHECKING:
     from era.sdk.directories import Synced

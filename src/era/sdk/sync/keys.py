@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from era.common.urls import quoted
 from era.sdk.answers import ApiKey, Owner
 from era.sdk.sync.connection import Connection
-from era.urls import quoted
 
 type _Keys = list[ApiKey]
 type _Owners = list[Owner]

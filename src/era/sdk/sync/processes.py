@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from era.common.urls import quoted
 from era.sdk.answers import ProcessInfo
 from era.sdk.calls import Call
 from era.sdk.events import Gap, ProcessEvent, ProcessExit, ProcessOutput
 from era.sdk.options import body
 from era.sdk.sync.connection import Connection
 from era.sdk.sync.streams import EventStream
-from era.urls import quoted
 
 if TYPE_CHECKING:
     from typing import Unpack

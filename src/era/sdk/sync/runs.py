@@ -8,6 +8,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Literal, Self
 
+from era.common.urls import quoted
 from era.errors import EraError
 from era.sdk.answers import ExecuteResult, RunRecord, RunResult
 from era.sdk.blocking import Answer, sleep
@@ -16,7 +17,6 @@ from era.sdk.events import CELL_EVENTS, Gap, RunEvent, Stderr, Stdout
 from era.sdk.retries import PATIENCE, is_away, went_away
 from era.sdk.sync.connection import Connection
 from era.sdk.sync.streams import EventStream
-from era.urls import quoted
 
 _FIRST_LOOK, _LONGEST_PAUSE = 0.05, 2.0
 

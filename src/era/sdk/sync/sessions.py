@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
+from era.common.urls import quoted, session_path
 from era.errors import Conflict, NotFound
 from era.sdk.answers import Checkpoint, ContextInfo, Diff, RunResult, SessionInfo, StoredCode, Ticket, Version
 from era.sdk.blocking import Interruption, finished
@@ -21,7 +22,6 @@ from era.sdk.sync.processes import Process, Processes
 from era.sdk.sync.runs import Run, Runs, RunStream
 from era.sdk.sync.streams import EventStream
 from era.sdk.sync.webhooks import Inbox
-from era.urls import quoted, session_path
 
 if TYPE_CHECKING:
     from typing import Unpack

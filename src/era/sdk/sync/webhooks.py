@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from era.common.urls import quoted
 from era.sdk.answers import Delivery, InboxInfo, Notice, Webhook
 from era.sdk.sync.connection import Connection
-from era.urls import quoted
 
 type _Webhooks = list[Webhook]
 type _Notices = list[Notice]

@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, Select, String, column, inspect, select, table
 
 from era.errors import NotReady, Unavailable
-from era.store.dialects import begin_migration
+from era.store.engine.dialects import begin_migration
 
 HEAD = "v001"
 """The newest revision; a test compares it with the files in versions/."""

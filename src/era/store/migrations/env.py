@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from era.store.tables import metadata
+from era.store.engine.tables import metadata
 
 connection = context.config.attributes["connection"]
 context.configure(

@@ -1,0 +1,1 @@
+"""HTTP and WebSocket below any route: parsing, connections, upgrades, answers."""

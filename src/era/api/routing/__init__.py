@@ -1,0 +1,1 @@
+"""What routes share: services, ids and cursors, checked bodies, event streams, scopes."""

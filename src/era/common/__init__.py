@@ -1,0 +1,1 @@
+"""Small modules that the client, the MCP server and the HTTP server share."""

@@ -1,0 +1,1 @@
+"""Which host a session is at, and sessions that move to another."""

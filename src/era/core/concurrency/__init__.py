@@ -1,0 +1,1 @@
+"""Tasks, threads, the meter and the limiter, turns, shares, streams, event logs."""

@@ -1,0 +1,1 @@
+"""One program from its start to its end: its environment, its output, its record."""

@@ -1,0 +1,1 @@
+"""Work of the service itself: removing blobs that no row names, readiness."""

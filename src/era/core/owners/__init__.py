@@ -1,0 +1,1 @@
+"""API keys, quotas, usage, audit and webhooks of owners."""

@@ -1,0 +1,1 @@
+"""Sandboxes: ready ones, warm ones, admission of runs, cached directories."""

@@ -1,0 +1,1 @@
+"""Sessions: creating, changing, expiry, versions, idempotency keys."""

@@ -1,0 +1,1 @@
+"""KV, SQL databases and blobs of an owner."""

@@ -1,0 +1,1 @@
+"""Content-addressed trees of files: scanned, restored, edited, compared, packed and unpacked."""

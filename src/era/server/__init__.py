@@ -1,0 +1,1 @@
+"""The HTTP server: checks before the start, listening, signals, stop; `era doctor`."""

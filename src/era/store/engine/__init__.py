@@ -1,0 +1,1 @@
+"""The database: connections, dialects of SQLite and PostgreSQL, tables, counts."""
