@@ -27,7 +27,7 @@ def _create_and_run(server: Server, number: int) -> tuple[int, int, str]:
 
 def test_first_runs_of_more_sessions_than_there_is_room_for(own_server: MakeServer) -> None:
     """Each sandbox that is idle makes way for who waits, whenever it becomes idle."""
-    server = own_server(max_warm="3", weakness="from era.core import pool; pool._PATIENCE = 60.0")
+    server = own_server(max_warm="3", weakness="from era.core.pool import pool; pool._PATIENCE = 60.0")
     began = time.monotonic()
     with ThreadPoolExecutor(16) as clients:
         answers = list(clients.map(lambda number: _create_and_run(server, number), range(16)))

@@ -169,7 +169,7 @@ def test_a_run_in_a_live_session_commits_what_processes_wrote(
     assert client.get(f"/api/sessions/{where}").json()["version"] == shown["version"], "nothing more has changed"
 
 
-NOT_ENDED = "from era.core.files import allowance; allowance._FIRST = 60.0"
+NOT_ENDED = "from era.core.trees import allowance; allowance._FIRST = 60.0"
 """Processes that exceed a limit aren't ended for it during the test."""
 
 

@@ -222,7 +222,7 @@ def test_deletion_ends_processes_and_their_followers(
     assert heard[-1][1]["reason"] == "The session was deleted, or has expired."
 
 
-LATE_LOOKS = "from era.core.files import allowance; allowance._FIRST = 60.0"
+LATE_LOOKS = "from era.core.trees import allowance; allowance._FIRST = 60.0"
 """Processes end before the disk space that they take is measured."""
 
 

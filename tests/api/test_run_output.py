@@ -13,7 +13,7 @@ CAP = 1 << 20
 
 
 def test_output_is_capped_and_the_servers_memory_stays_flat(own_server: MakeServer) -> None:
-    server = own_server(weakness=f"from era import bounds; bounds._OUTPUT_BYTES = {CAP}")
+    server = own_server(weakness=f"from era.server import bounds; bounds._OUTPUT_BYTES = {CAP}")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "loud"})
 

@@ -326,7 +326,7 @@ def test_a_page_works_as_on_any_site_and_sees_no_other(
 
 
 WEAKNESS = (
-    "from era.api import proxy; from starlette.routing import Match; "
+    "from era.api.routes import proxy; from starlette.routing import Match; "
     "proxy.SiteUrls.matches = lambda self, scope: (Match.NONE, {})"
 )
 WIDE_COOKIES = "from era.core.public import headers; headers._of_site = lambda name, value: [(name, value)]"

@@ -143,7 +143,7 @@ def test_a_stop_lets_the_run_under_way_finish(own_server: MakeServer) -> None:
 
 HOST_STOPPED = "The host was stopped or drained while the run was under way, which ended it."
 
-PATIENT = "from era import server; server.LAST_ANSWERS_SECONDS = 50"
+PATIENT = "from era.server import server; server.LAST_ANSWERS_SECONDS = 50"
 """More time for the last answers, since a busy machine may need it."""
 
 

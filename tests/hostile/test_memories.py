@@ -10,7 +10,7 @@ from tests.conftest import Server
 from tests.gvisor import BOTH_KINDS
 
 SESSIONS, FILES = 12, 4000
-BOUND = "from era.core.files import memory; memory.MOST_ENTRIES = {}"
+BOUND = "from era.core.trees import memory; memory.MOST_ENTRIES = {}"
 FEW, UNBOUND = BOUND.format(2 * FILES + 1000), BOUND.format(1 << 40)
 MANY = f"""
 import os

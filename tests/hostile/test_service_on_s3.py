@@ -39,7 +39,7 @@ def test_files_outlive_the_service_and_its_cache(own_server: MakeServer, s3: S3,
     assert SECRET_KEY not in server.log
 
 
-IMPATIENT = "from era.store import s3_blobs; object.__setattr__(s3_blobs._PATIENCE, 'total', 5.0)"
+IMPATIENT = "from era.store.blobs import s3_blobs; object.__setattr__(s3_blobs._PATIENCE, 'total', 5.0)"
 """So many seconds in place of 45 pass before a bucket is given up: the test waits for all of them."""
 
 

@@ -11,7 +11,7 @@ from tests.conftest import Server
 from tests.gvisor import BOTH_KINDS
 
 MOST = 40
-FEW = f"from era.core.files import watch; watch.MAX_WATCHES = {MOST}"
+FEW = f"from era.core.trees import watch; watch.MAX_WATCHES = {MOST}"
 """The bound as it is, for a smaller number."""
 
 UNBOUND = (

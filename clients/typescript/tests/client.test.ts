@@ -282,6 +282,6 @@ test("the server and its sessions", async () => {
   assert.deepEqual([done.stdout, done.status], ["42\n", "ok"]);
   assert.ok((await era.languages()).some(({ name }) => name === "python"));
   assert.equal((await era.health())["status"], "ok");
-  assert.ok((await era.server.server()).limits.some(({ name }) => name === "ERA_MEMORY_MB"));
+  assert.ok((await era.server()).limits.some(({ name }) => name === "ERA_MEMORY_MB"));
   assert.deepEqual(await era.hosts(), []);
 });

@@ -20,7 +20,7 @@ from era.errors import NotFound
 
 router = APIRouter(include_in_schema=False)
 
-_WEB = Path(__file__).resolve().parent.parent / "web"
+_WEB = Path(__file__).resolve().parents[2] / "web"
 _DASHBOARD = _WEB / "dashboard"
 _GUIDE = _WEB / "guide"
 _TYPES = {
