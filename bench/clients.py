@@ -92,7 +92,9 @@ def command(*words: str) -> Callable[[Arena], Probe]:
         argv = [str(_ERA), *words]
 
         def call(_: object) -> bytes:
-            return subprocess.run(argv, cwd=arena.scratch, env=environment, capture_output=True, check=True).stdout
+            return subprocess.run(
+                argv, cwd=arena.scratch, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=True
+            ).stdout
 
         return Probe(call, before=lambda: call(None), after=_printed)
 
@@ -124,7 +126,7 @@ CASES = [
     Case("plain run", "the same request by http.client", run_by_hand(keyed=False), 0.05),
     Case("sdk get", "a session by the SDK", get_by_sdk),
     Case("plain get", "the same request by http.client", get_by_hand),
-    Case("era run", "the command, in a warm session", command("run", "one.py", "-s", "warm"), 0.05),
+    Case("era run", "the command, in a warm session", command("run", "-s", "warm", "one.py"), 0.05),
     Case("python file", "the program by python3 on the host", host_file),
     Case("import era", "Python's start and `from era import Era`", imported, goal=150),
 ]

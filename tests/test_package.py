@@ -126,8 +126,8 @@ def test_the_plain_install_starts_fast(plain: Path, words: tuple[str, ...]) -> N
 
 def test_the_plain_install_calls_servers(plain: Path, server: Server, tmp_path: Path) -> None:
     (tmp_path / "hello.py").write_text("print('hello')")
-    assert run(plain / "bin/era", "run", tmp_path / "hello.py", "--server", server.url) == "hello\n"
-    run(plain / "bin/era", "push", tmp_path, "--session", "nobody", "--server", server.url, code=2)
+    assert run(plain / "bin/era", "run", "--server", server.url, tmp_path / "hello.py") == "hello\n"
+    run(plain / "bin/era", "push", "nobody", tmp_path, "--server", server.url, code=2)
 
 
 @pytest.mark.parametrize("command", ["serve", "doctor"])

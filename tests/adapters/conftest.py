@@ -21,7 +21,7 @@ sys.dont_write_bytecode = False  # whatever the environment says: to compile a f
 
 @pytest.fixture
 async def session(server: Server) -> AsyncIterator[AsyncSession]:
-    async with AsyncEra(server.url) as era, era.session("python", ephemeral=True) as session:
+    async with AsyncEra(server.url) as era, era.session("python") as session:
         yield session
 
 

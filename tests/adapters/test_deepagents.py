@@ -21,7 +21,7 @@ from tests.conftest import Server
 
 @pytest.fixture
 def backend(server: Server) -> Iterator[SessionBackend]:
-    with Era(server.url) as era, era.session("python", ephemeral=True) as session:
+    with Era(server.url) as era, era.session("python") as session:
         yield SessionBackend(session, timeout=120)
 
 
@@ -31,7 +31,7 @@ class TestStandard(SandboxIntegrationTests):
     @pytest.fixture(scope="class")
     @classmethod
     def sandbox(cls, shared_server: Server) -> Iterator[SessionBackend]:
-        with Era(shared_server.url) as era, era.session("python", ephemeral=True) as session:
+        with Era(shared_server.url) as era, era.session("python") as session:
             yield SessionBackend(session, timeout=120)
 
     @pytest.fixture(scope="class")

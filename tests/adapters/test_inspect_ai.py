@@ -25,7 +25,7 @@ NOT_HERE = {"test_exec_as_user": "programs of a session have one user"}
 @pytest.fixture(scope="module")
 def live_session(shared_server: Server) -> Iterator[str]:
     """The id of one session for all checks, which only need a sandbox."""
-    with Era(shared_server.url) as era, era.session("python", ephemeral=True) as session:
+    with Era(shared_server.url) as era, era.session("python") as session:
         session.process(["sleep", "infinity"])
         yield session.id
 

@@ -23,7 +23,7 @@ from tests.conftest import Server
 @pytest.fixture(scope="module")
 def executor(shared_server: Server) -> Iterator[SessionExecutor]:
     """One for all tests, since its interpreter takes a while to start."""
-    with Era(shared_server.url) as era, era.session("python", ephemeral=True) as session:
+    with Era(shared_server.url) as era, era.session("python") as session:
         yield SessionExecutor(session, timeout=60)
 
 
@@ -99,7 +99,7 @@ def test_a_failed_install_is_told(executor: SessionExecutor) -> None:
 
 def test_it_is_cleaned_up_where_nothing_is_left(shared_server: Server) -> None:
     with Era(shared_server.url) as era:
-        with era.session("python", ephemeral=True) as session:
+        with era.session("python") as session:
             executor = SessionExecutor(session)
             executor.cleanup()
         executor.cleanup()

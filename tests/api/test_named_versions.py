@@ -57,7 +57,9 @@ def _raw(client: httpx.Client, where: str) -> httpx.Response:
     return client.put(f"/api/sessions/{where}/versions/1/name", content=b'{"name": "\\ud800"}', headers=headers)
 
 
-@pytest.mark.parametrize("weakness", ["", "from era.core.sessions import versions; versions.DISKS = 1000"], ids=["", "weakened"])
+@pytest.mark.parametrize(
+    "weakness", ["", "from era.core.sessions import versions; versions.DISKS = 1000"], ids=["", "weakened"]
+)
 def test_a_history_holds_four_times_the_session_s_disk_where_nothing_else_is_set(
     own_server: MakeServer, weakness: str
 ) -> None:

@@ -64,7 +64,7 @@ def test_a_go_module_with_two_dependencies(
         "example.com/base", "example.com/colour", "example.com/words",
     ]  # fmt: skip
     write(tmp_path / "project", **GO)
-    era(server, "push", str(tmp_path / "project"), "--session", where, code=0)
+    era(server, "push", where, str(tmp_path / "project"), code=0)
     with server.client() as client:
         outcome = client.post(f"/api/sessions/{where}/run", json={"code": MAIN, "env": {"TEXT": "stop"}}).json()
         assert (outcome["stdout"], outcome["stderr"]) == ("red STOP!\n", ""), outcome

@@ -87,9 +87,9 @@ def test_invalid_secrets_are_refused_and_not_quoted(client: httpx.Client, sessio
 
 
 def test_the_command_takes_the_value_from_its_own_environment(server: Server) -> None:
-    words = ("run", "-", "--language", "python", "--secret", "A=api.example.com,*.example.org", "--secret", "B=b.test")
+    words = ("run", "--language", "python", "--secret", "A=api.example.com,*.example.org", "--secret", "B=b.test", "-")
     outcome = era(server, *words, stdin=CODE, env={"A": VALUE, "B": "b"})
     assert PLACEHOLDERS.fullmatch(outcome.stdout), outcome
     assert "no variable B" in era(server, *words, stdin=CODE, env={"A": VALUE}).stderr
-    outcome = era(server, "run", "-", "-l", "py", "--secret", "A", stdin=CODE, env={"A": VALUE})
+    outcome = era(server, "run", "-l", "py", "--secret", "A", "-", stdin=CODE, env={"A": VALUE})
     assert (outcome.returncode, "NAME=api.example.com" in outcome.stderr) == (2, True)

@@ -30,9 +30,15 @@ time.sleep(600)
 @pytest.mark.parametrize("words", [("-s", "kept"), ()], ids=["a session", "none"])
 def test_ctrl_c_stops_the_run(server: Server, client: httpx.Client, tmp_path: Path, words: tuple[str, ...]) -> None:
     (tmp_path / "p.py").write_text(STUBBORN)
-    command = [str(ERA), "run", "p.py", "--timeout", "500", *words]
+    command = [str(ERA), "run", "--timeout", "500", *words, "p.py"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment(server), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=environment(server),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
@@ -65,7 +71,7 @@ def test_ctrl_c_stops_a_run_whose_answer_is_printed_as_json(
 ) -> None:
     """With all that it has printed, also before."""
     (tmp_path / "p.py").write_text(COUNTING)
-    command = [str(ERA), "run", "p.py", "--timeout", "500", "-s", "kept", "-l", "python", "--json"]
+    command = [str(ERA), "run", "--timeout", "500", "-s", "kept", "-l", "python", "--json", "p.py"]
     cut, goes_on = cut_once_after(b"7\\n"), threading.Event()
 
     def watch(number: int, came: bytes) -> bool:
@@ -78,7 +84,12 @@ def test_ctrl_c_stops_a_run_whose_answer_is_printed_as_json(
     with (
         Cutter(server.url, watch) as way,
         subprocess.Popen(
-            command, cwd=tmp_path, env=environment(None, ERA_SERVER=way.url), stdout=subprocess.PIPE, text=True
+            command,
+            cwd=tmp_path,
+            env=environment(None, ERA_SERVER=way.url),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
         ) as process,
     ):
         assert goes_on.wait(60)
@@ -106,7 +117,8 @@ def test_a_run_is_stopped_with_the_pipe_of_whoever_started_it(
         begun = client.post("/api/sessions/kept/run", json={"code": ENDLESS, "timeout": 500, "background": True})
         words = (*words, begun.json()["run_id"])
     command = [str(ERA), *words]
-    with subprocess.Popen(command, env=environment(server), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    pipe, none = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(command, env=environment(server), stdin=none, stdout=pipe, stderr=pipe) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline()
@@ -121,22 +133,22 @@ def test_a_run_is_stopped_with_the_pipe_of_whoever_started_it(
 
 
 def test_a_run_without_a_session_leaves_none(server: Server, client: httpx.Client) -> None:
-    assert era(server, "run", "-", "-l", "py", stdin="print(1)", code=0).stdout == "1\n"
-    assert era(server, "run", "-", "-l", "py", stdin="import sys; sys.exit('no')", code=1).stderr == "no\n"
+    assert era(server, "run", "-l", "py", "-", stdin="print(1)", code=0).stdout == "1\n"
+    assert era(server, "run", "-l", "py", "-", stdin="import sys; sys.exit('no')", code=1).stderr == "no\n"
     assert client.get("/api/sessions").json()["count"] == 0
 
 
 def test_a_run_in_the_background(server: Server, client: httpx.Client) -> None:
-    run = era(server, "run", "-", "-l", "py", "-s", "back", "-b", stdin="print('later')", code=0).stdout.strip()
+    run = era(server, "run", "-l", "py", "-s", "back", "-b", "-", stdin="print('later')", code=0).stdout.strip()
     assert era(server, "runs", "follow", "back", run, code=0).stdout == "later\n"
     assert eventually(lambda: client.get(f"/api/sessions/back/runs/{run}").json()["status"] == "ok")
 
 
 def test_errors_as_json(server: Server) -> None:
-    told = json.loads(era(server, "sessions", "show", "none", "--json", code=2).stderr)
+    told = json.loads(era(server, "sessions", "get", "none", "--json", code=2).stderr)
     assert told["code"] == "not_found"
     assert told["request_id"]
-    assert json.loads(era(server, "sessions", "shwo", "--json", code=2).stderr)["code"] == "usage"
+    assert json.loads(era(server, "sessions", "gte", "--json", code=2).stderr)["code"] == "usage"
 
 
 def test_a_reader_that_has_enough(server: Server) -> None:
@@ -194,10 +206,10 @@ def test_the_sdk_imports_nothing_of_the_server_and_nothing_slow() -> None:
         (("login", "http://[::1"), {}),
         (("mcp", "--server", "http://[::1"), {}),
         (("run", "none.py"), {}),
-        (("run", "-", "-l", "py", "--", "a"), {}),
-        ((b"sessions", b"show", b"\xff"), {}),
+        (("run", "-l", "py", "-", "a"), {}),
+        ((b"sessions", b"get", b"\xff"), {}),
         ((b"storage", b"kv", b"set", b"n", b"k", b"\xff"), {}),
-        (("files", "get", "s"), {}),
+        (("files", "read", "s"), {}),
         (("export", "s", "--frobnicate"), {}),
     ],
 )

@@ -74,12 +74,12 @@ def test_completion(server: Server) -> None:
     assert {"run", "runs"} <= set(completed("ru"))
     assert completed("sessions", "cr") == ["create"]
     assert "--session" in completed("run", "--se")
-    assert completed("sessions", "show", "", server=server) == ["shop"]
+    assert completed("sessions", "get", "", server=server) == ["shop"]
     assert completed("run", "-s", "sh", server=server) == ["shop"]
     assert completed("inbox", "list", "shop", "--status", "fa") == ["failed"]
     assert completed("run", "x.py", "") == []  # the shell offers files
     assert completed("nonsense", "") == []
-    assert completed("sessions", "show", "") == []  # no server answers
+    assert completed("sessions", "get", "") == []  # no server answers
     assert {"bash", "zsh", "fish"} <= set(completed("completion", ""))
 
 
@@ -87,11 +87,11 @@ def test_bash_completes(server: Server) -> None:
     era(server, "sessions", "create", "python", "shop", code=0)
     script = f"""
         eval "$({ERA} completion bash)"
-        COMP_WORDS=({ERA} sessions sh); COMP_CWORD=2; _era; echo "${{COMPREPLY[@]}}"
+        COMP_WORDS=({ERA} sessions ge); COMP_CWORD=2; _era; echo "${{COMPREPLY[@]}}"
         COMP_WORDS=({ERA} files list ''); COMP_CWORD=3; _era; echo "${{COMPREPLY[@]}}"
     """
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment(server), timeout=60)
-    assert done.stdout.split() == ["show", "shop"], done.stderr
+    assert done.stdout.split() == ["get", "shop"], done.stderr
 
 
 def test_each_command_has_help_with_examples() -> None:

@@ -22,7 +22,7 @@ NUMBERS = "import time\nfor n in range(40):\n    print(n, flush=True)\n    time.
 
 def test_a_broken_connection_loses_nothing_of_a_run(server: Server) -> None:
     with Cutter(server.url, cut_once_after(b"7\\n")) as way:
-        done = era(None, "run", "-", "-l", "python", env={"ERA_SERVER": way.url}, stdin=NUMBERS, code=0)
+        done = era(None, "run", "-l", "python", "-", env={"ERA_SERVER": way.url}, stdin=NUMBERS, code=0)
         assert any(b"/events?after=" in request for request in way.requests), "nothing was cut"
     assert done.stdout == "".join(f"{n}\n" for n in range(40))
 
@@ -30,9 +30,15 @@ def test_a_broken_connection_loses_nothing_of_a_run(server: Server) -> None:
 def test_a_run_whose_server_is_killed_is_said_to_be_lost(own_server: MakeServer, tmp_path: Path) -> None:
     server = own_server(port=str(free_port()))
     (tmp_path / "p.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(600)")
-    command = [str(ERA), "run", "p.py", "--timeout", "500", "-s", "kept"]
+    command = [str(ERA), "run", "--timeout", "500", "-s", "kept", "p.py"]
     with subprocess.Popen(
-        command, cwd=tmp_path, env=environment(server), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=environment(server),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
@@ -58,10 +64,10 @@ def test_a_server_that_stays_busy() -> None:
     ("words", "asked"),
     [
         ("sessions delete a --purge b", ["DELETE /api/sessions/a?purge=true", "DELETE /api/sessions/b?purge=true"]),
-        ("files delete a x --recursive y", ["DELETE …/files/x?recursive=true", "DELETE …/files/y?recursive=true"]),
-        ("files delete a -- -r x -- --purge", [f"DELETE …/files/{name}" for name in ("-r", "x", "--", "--purge")]),
-        ("files show a -- -x", ["GET …/files/-x"]),
-        ("files show --version 3 a -- -x", ["GET …/versions/3/files/-x"]),
+        ("files rm a x --recursive y", ["DELETE …/files/x?recursive=true", "DELETE …/files/y?recursive=true"]),
+        ("files rm a -- -r x -- --purge", [f"DELETE …/files/{name}" for name in ("-r", "x", "--", "--purge")]),
+        ("files read a -- -x", ["GET …/files/-x"]),
+        ("files read --version 3 a -- -x", ["GET …/versions/3/files/-x"]),
         ("storage kv set a k -- -v", ["PUT /api/storage/kv/a/k"]),
         ("kill a -- -p", ["DELETE …/processes/-p"]),
     ],
@@ -76,7 +82,7 @@ def test_options_stand_anywhere_and_words_behind_two_hyphens_are_none(words: str
         assert b"-v" in scripted.bodies[0]
 
 
-@pytest.mark.parametrize("words", ["sessions show a -- b", "logout a -- b", "sessions -- delete a", "sessions nosuch"])
+@pytest.mark.parametrize("words", ["sessions get a -- b", "logout a -- b", "sessions -- delete a", "sessions nosuch"])
 def test_words_too_many_are_told(words: str) -> None:
     done = era(None, *words.split(), env={"ERA_SERVER": "http://127.0.0.1:9"}, code=2)
     assert "--help has examples" in done.stderr
@@ -86,7 +92,7 @@ def test_words_too_many_are_told(words: str) -> None:
 def test_a_full_disk_behind_standard_output(size: int) -> None:
     with serving() as scripted:
         scripted.script = [(200, {}, bytes(size))]
-        command = ["bash", "-c", f"{ERA} files show s a > /dev/full"]
+        command = ["bash", "-c", f"{ERA} files read s a > /dev/full"]
         environ = environment(None, ERA_SERVER=scripted.url)
         done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=60)
     assert done.returncode == 2
@@ -97,9 +103,9 @@ def test_a_file_is_fetched_into_a_directory(tmp_path: Path) -> None:
     with serving() as scripted:
         scripted.script = [(200, {}, b"report")] * 2
         env = {"ERA_SERVER": scripted.url}
-        era(None, "files", "get", "s", "out/report.pdf", ".", cwd=tmp_path, env=env, code=0)
+        era(None, "files", "read", "s", "out/report.pdf", "-o", ".", cwd=tmp_path, env=env, code=0)
         (tmp_path / "sub").mkdir()
-        done = era(None, "files", "get", "s", "out/report.pdf", "sub", "--json", cwd=tmp_path, env=env, code=0)
+        done = era(None, "files", "read", "s", "out/report.pdf", "-o", "sub", "--json", cwd=tmp_path, env=env, code=0)
         assert json.loads(done.stdout)["file"] == "sub/report.pdf"
         found = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*.pdf")}
         assert found == {"report.pdf": "report", "sub/report.pdf": "report"}
@@ -121,5 +127,5 @@ async def test_a_directory_is_no_file_to_write(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_program_that_takes_too_long(server: Server) -> None:
-    done = era(server, "run", "-", "-l", "python", "--timeout", "0.5", stdin="while True: pass", code=124)
+    done = era(server, "run", "-l", "python", "--timeout", "0.5", "-", stdin="while True: pass", code=124)
     assert "timeout" in done.stderr

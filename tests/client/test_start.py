@@ -201,7 +201,7 @@ def test_the_version_needs_hardly_any_import() -> None:
 def test_a_run_waits_for_no_import_that_it_has_no_use_for(server: Server, tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text("print(1)")
     for _ in range(2):  # the first one makes the session
-        code, modules, said = imported("run", tmp_path / "one.py", "--session", "warm", ERA_SERVER=server.url)
+        code, modules, said = imported("run", "--session", "warm", tmp_path / "one.py", ERA_SERVER=server.url)
         assert (code, said) == (0, "")
     assert not modules & (HEAVY | IDLE)
     assert len(modules) < 150, modules

@@ -52,16 +52,16 @@ def test_a_python_package(server: Server, client: httpx.Client, make: Any, tmp_p
             "shop/tax.py": "WITH = 2\n",
         },
     )
-    assert "4 files pushed" in sync(server, "push", str(tmp_path), "--session", "app")
+    assert "4 files pushed" in sync(server, "push", "app", str(tmp_path))
     assert version(client) == 2, "one version for all of it"
     for _ in range(2):
         output = client.post("/api/sessions/app/run", json={"code": "import main"}).json()
         assert (output["stdout"], output["stderr"]) == ("6 shop\n", "")
     before = version(client)
-    assert "0 files pushed" in sync(server, "push", str(tmp_path), "--session", "app")
+    assert "0 files pushed" in sync(server, "push", "app", str(tmp_path))
     assert version(client) == before
     write(tmp_path, **{"shop/tax.py": "WITH = 3\n"})
-    assert "1 files pushed, 0 deleted, 4 in all" in sync(server, "push", str(tmp_path), "--session", "app")
+    assert "1 files pushed, 0 deleted, 4 in all" in sync(server, "push", "app", str(tmp_path))
     assert client.post("/api/sessions/app/run", json={"code": "import main"}).json()["stdout"] == "9 shop\n"
 
 
@@ -77,7 +77,7 @@ def test_a_typescript_project(server: Server, client: httpx.Client, make: Any, t
             "export const area = ({ a, b }: Shape): number => a * b;\n",
         },
     )
-    sync(server, "push", str(tmp_path), "--session", "app")
+    sync(server, "push", "app", str(tmp_path))
     output = client.post("/api/sessions/app/run", json={"code": 'require("./src/index.ts")'}).json()
     assert (output["stdout"], output["stderr"]) == ("42\n", "")
 
@@ -93,7 +93,7 @@ def test_ignored_files_are_not_pushed(server: Server, client: httpx.Client, make
     write(top, **{".gitignore": "*.log\n!keep.log\nbuild/\n/top\n", "sub/.gitignore": "!loud.log\nquiet.txt\n"})
     (top / "link").symlink_to(outside / "secret")
     (top / "linked").symlink_to(outside)
-    sync(server, "push", str(top), "--session", "app")
+    sync(server, "push", "app", str(top))
     assert listed(client) == kept
 
 
@@ -104,29 +104,29 @@ def test_each_name_of_a_file_is_pushed_as_a_file(
     make("python")
     write(tmp_path, one="x")
     (tmp_path / "other").hardlink_to(tmp_path / "one")
-    assert "2 files pushed" in sync(server, "push", str(tmp_path), "--session", "app")
+    assert "2 files pushed" in sync(server, "push", "app", str(tmp_path))
     assert [client.get(f"/api/sessions/app/files/{name}").text for name in ("one", "other")] == ["x", "x"]
 
 
 def test_deleting(server: Server, client: httpx.Client, make: Any, tmp_path: Path) -> None:
     make("python")
     write(tmp_path / "one", **{"a": "1", "b/c": "2"})
-    sync(server, "push", str(tmp_path / "one"), "--session", "app")
+    sync(server, "push", "app", str(tmp_path / "one"))
     client.post("/api/sessions/app/run", json={"code": "open('made', 'w').write('3')"})
-    assert "0 files pushed, 0 deleted" in sync(server, "push", str(tmp_path / "one"), "--session", "app")
+    assert "0 files pushed, 0 deleted" in sync(server, "push", "app", str(tmp_path / "one"))
     two = tmp_path / "two"
-    assert "3 files pulled, 0 deleted" in sync(server, "pull", str(two), "--session", "app")
-    assert "0 files pulled, 0 deleted" in sync(server, "pull", str(two), "--session", "app")
+    assert "3 files pulled, 0 deleted" in sync(server, "pull", "app", str(two))
+    assert "0 files pulled, 0 deleted" in sync(server, "pull", "app", str(two))
     assert {str(path.relative_to(two)): path.read_text() for path in two.rglob("*") if path.is_file()} == {
         "a": "1",
         "b/c": "2",
         "made": "3",
     }
     write(two, **{".gitignore": "mine", "mine": "m", "b/extra": "x"})
-    assert "0 files pulled, 0 deleted" in sync(server, "pull", str(two), "--session", "app")
-    assert "0 files pulled, 2 deleted" in sync(server, "pull", str(two), "--session", "app", "--delete")
+    assert "0 files pulled, 0 deleted" in sync(server, "pull", "app", str(two))
+    assert "0 files pulled, 2 deleted" in sync(server, "pull", "app", str(two), "--delete")
     assert {path.name for path in two.rglob("*") if path.is_file()} == {"a", "c", "made", "mine"}
-    assert "0 files pushed, 1 deleted" in sync(server, "push", str(tmp_path / "one"), "--session", "app", "--delete")
+    assert "0 files pushed, 1 deleted" in sync(server, "push", "app", str(tmp_path / "one"), "--delete")
     assert listed(client) == {"a", "b/c"}
 
 
@@ -139,7 +139,7 @@ def test_deleting_leaves_what_git_has_in_the_session(
     code += "for name in (b'.git/HEAD', b'odd\\xff', b'surplus'): open(name, 'w').write('x')"
     assert client.post("/api/sessions/app/run", json={"code": code}).json()["exit_code"] == 0
     write(tmp_path, a="1")
-    output = sync(server, "push", str(tmp_path), "--session", "app", "--delete")
+    output = sync(server, "push", "app", str(tmp_path), "--delete")
     assert "1 files pushed, 1 deleted, 1 in all" in output
     assert "2 files of the session's git or with names that aren't UTF-8 were not deleted" in output
     assert listed(client) == {".git/HEAD", "a", "odd\ufffd"}
@@ -156,10 +156,10 @@ def test_a_pull_stays_in_its_directory(server: Server, client: httpx.Client, mak
     top.mkdir()
     (top / "d").symlink_to(outside)
     (top / "g").symlink_to(outside / "g")
-    output = sync(server, "pull", str(top), "--session", "app", code=2)
+    output = sync(server, "pull", "app", str(top), code=2)
     assert "d/f can't be written" in output
     (top / "d").unlink()
-    output = sync(server, "pull", str(top), "--session", "app")
+    output = sync(server, "pull", "app", str(top))
     assert "2 files pulled" in output or "1 files pulled" in output
     assert "1 links" in output
     assert ((top / "d/f").read_text(), (top / "g").read_text()) == ("new", "new")
@@ -195,7 +195,7 @@ def test_a_pull_writes_nothing_that_is_gits(server: Server, client: httpx.Client
     code += "    open(name + '/config', 'w').write('theirs')\nopen('sub/.gitignore', 'w').write('x')\nopen('b', 'w')"
     assert client.post("/api/sessions/app/run", json={"code": code}).json()["exit_code"] == 0
     write(tmp_path, **{".git/config": "mine"})
-    output = sync(server, "pull", str(tmp_path), "--session", "app", "--delete")
+    output = sync(server, "pull", "app", str(tmp_path), "--delete")
     assert "2 files pulled, 0 deleted, 2 in all" in output
     assert "3 links" in output
     there = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
@@ -213,7 +213,7 @@ def test_a_pull_brings_large_files_of_a_live_session(server: Server, client: htt
     eventually(lambda: client.get(f"{stat}/closed").json().get("mode") == "0000")
     assert client.get(f"{stat}/large").json()["etag"] is None
     for there in ("missing", "other"):
-        output = sync(server, "pull", str(tmp_path), "--session", "app")
+        output = sync(server, "pull", "app", str(tmp_path))
         assert "files pulled, 0 deleted, 2 in all" in output
         assert "1 links" in output
         assert (tmp_path / "large").stat().st_size == (16 << 20) + 1, there

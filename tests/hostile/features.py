@@ -309,8 +309,8 @@ def storage(visit: Visit) -> None:
 def capsules(visit: Visit) -> None:
     where = visit.make(data={"n": 7})
     visit.run(where, APPEND["python"])
-    packed = b"".join(visit.era.sessions.get(where.rpartition("/")[2]).capsule())
-    there = visit.era.sessions.load(packed, id=f"i{uuid4().hex[:12]}")
+    packed = b"".join(visit.era.sessions.get(where.rpartition("/")[2]).export_pieces())
+    there = visit.era.sessions.import_(packed, id=f"i{uuid4().hex[:12]}")
     assert visit.run(f"/api/sessions/{there.id}", APPEND["python"])["stdout"] == "xx"
     visit.remove(f"/api/sessions/{there.id}")
     visit.remove(where)

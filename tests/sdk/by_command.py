@@ -76,13 +76,13 @@ def run(era: Command, on: str, args: dict[str, Any], *extra: str) -> Any:
     if "code" not in args:
         return era.json("sessions", "run", on, fails=True)
     words += [f"--context={args['context']}"] if "context" in args else []
-    words += ["--", *args["args"]] if "args" in args else []
-    return json.loads(era.era("run", era.file(args["code"]), "-s", on, *extra, "--json", *words, fails=True))
+    program = [era.file(args["code"]), *args.get("args", [])]
+    return json.loads(era.era("run", "-s", on, *extra, "--json", *words, *program, fails=True))
 
 
 def once(era: Command, args: dict[str, Any], *extra: str) -> list[object]:
     files = [f"--file={name}={era.file(content)}" for name, content in args.get("files", {}).items()]
-    return ["run", era.file(args["code"]), "--once", f"--language={args['language']}", *files, *extra]
+    return ["run", "--once", f"--language={args['language']}", *files, *extra, era.file(args["code"])]
 
 
 def execute(era: Command, _: str, args: dict[str, Any]) -> Any:
@@ -92,7 +92,12 @@ def execute(era: Command, _: str, args: dict[str, Any]) -> Any:
 def execute_stream(era: Command, _: str, args: dict[str, Any]) -> Any:
     """What it prints as it comes; the rest isn't printed."""
     done = subprocess.run(
-        [ERA, *map(str, once(era, args))], capture_output=True, env=environment(era._server), timeout=60, text=True
+        [ERA, *map(str, once(era, args))],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=environment(era._server),
+        timeout=60,
+        text=True,
     )
     return {"stdout": done.stdout, "stderr": done.stderr, "exit_code": done.returncode}
 
@@ -101,10 +106,15 @@ def stream(era: Command, on: str, args: dict[str, Any]) -> Any:
     """Output as it comes, and the rest from the run's record."""
     file = era.file(args["code"])
     done = subprocess.run(
-        [ERA, "run", file, "-s", on], capture_output=True, env=environment(era._server), timeout=60, text=True
+        [ERA, "run", "-s", on, file],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=environment(era._server),
+        timeout=60,
+        text=True,
     )
     record = era.json("runs", "list", on, "-n", "1")["runs"][0]
-    data = era.json("sessions", "show", on)["data"]
+    data = era.json("sessions", "get", on)["data"]
     return {**record, "stdout": done.stdout, "stderr": done.stderr, "exit_code": done.returncode, "data": data}
 
 
@@ -125,12 +135,12 @@ def list_sessions(era: Command, _: str, args: dict[str, Any]) -> Any:
 def read(era: Command, on: str, args: dict[str, Any]) -> Any:
     """Bytes come as they are, and errors only then as JSON when that is asked for."""
     target = era._place / "read"
-    era.json("files", "get", on, args["path"], target)
+    era.json("files", "read", on, args["path"], "-o", target)
     return shown(target.read_bytes())
 
 
 def write(era: Command, on: str, args: dict[str, Any]) -> Any:
-    return era.json("files", "put", on, era.file(bytes_of(args["content"])), args["path"])
+    return era.json("files", "write", on, args["path"], era.file(bytes_of(args["content"])))
 
 
 def move(era: Command, on: str, args: dict[str, Any]) -> Any:
@@ -175,7 +185,7 @@ def start(era: Command, on: str, args: dict[str, Any]) -> Any:
 
 
 def process_output(era: Command, on: str, args: dict[str, Any]) -> Any:
-    return era.ended("logs", on, args["process"])
+    return era.ended("logs", "-f", on, args["process"])
 
 
 def talk(era: Command, on: str, args: dict[str, Any]) -> Any:
@@ -219,7 +229,7 @@ def keyed(*words: str) -> Step:
 type Step = Callable[[Command, str, dict[str, Any]], Any]
 STEPS: dict[str, Step] = {
     "sessions.create": create,
-    "sessions.get": simple("sessions", "show"),
+    "sessions.get": simple("sessions", "get"),
     "sessions.list": list_sessions,
     "sessions.update": lambda era, on, args: era.json("sessions", "update", on, *settings(args)),
     "sessions.delete": delete,
@@ -238,16 +248,16 @@ STEPS: dict[str, Step] = {
     "files.write": write,
     "files.read": read,
     "files.list": simple("files", "list"),
-    "files.delete": simple("files", "delete"),
+    "files.delete": simple("files", "rm"),
     "versions.list": simple("versions", "list"),
-    "versions.get": simple("versions", "show"),
+    "versions.get": simple("versions", "get"),
     "versions.diff": simple("versions", "diff"),
     "rollback": lambda era, on, args: era.json(
         "versions", "rollback", on, args["version"], *(["--stop"] if args.get("stop") else [])
     ),
     "duplicate": copy,
     "runs.list": simple("runs", "list"),
-    "runs.get": simple("runs", "show"),
+    "runs.get": simple("runs", "get"),
     "runs.wait": simple("runs", "wait"),
     "runs.stop": simple("runs", "stop"),
     "runs.output": output,
@@ -259,14 +269,14 @@ STEPS: dict[str, Step] = {
     "processes.talk": talk,
     "processes.stop": simple("kill"),
     "checkpoint": simple("checkpoint"),
-    "sessions.stop": simple("sessions", "stop"),
+    "sessions.stop": simple("stop"),
     "cell": run,
     "contexts.list": simple("contexts", "list"),
     "contexts.interrupt": simple("contexts", "interrupt"),
     "contexts.restart": simple("contexts", "restart"),
     "contexts.delete": simple("contexts", "delete"),
-    "host": lambda era, on, args: era.json("sessions", "url", on, "--port", args["port"]),
-    "inbox.get": simple("inbox", "show"),
+    "host": lambda era, on, args: era.json("url", "--proxy", on, args["port"]),
+    "inbox.get": simple("inbox", "get"),
     "inbox.set": lambda era, on, args: era.json("inbox", "set", on, "--retries", args["retries"]),
     "inbox.deliveries": simple("inbox", "list"),
     "inbox.delete": simple("inbox", "delete"),

@@ -169,7 +169,7 @@ async def list_files(_: Any, session: Any, args: dict[str, Any]) -> Any:
 
 @step("files.delete")
 async def delete_file(_: Any, session: Any, args: dict[str, Any]) -> Any:
-    await done(session.files.delete(**args))
+    await done(session.files.remove(**args))
     return {"success": True}
 
 
@@ -208,22 +208,22 @@ async def list_runs(_: Any, session: Any, args: dict[str, Any]) -> Any:
 
 @step("runs.get")
 async def get_run(_: Any, session: Any, args: dict[str, Any]) -> Any:
-    return await done(session.runs.get(args["run_id"]))
+    return await done(session.runs.get(args["run_id"]).record())
 
 
 @step("runs.wait")
 async def wait(_: Any, session: Any, args: dict[str, Any]) -> Any:
-    return await done(session.runs.run(args["run_id"]).wait())
+    return await done(session.runs.get(args["run_id"]).wait())
 
 
 @step("runs.stop")
 async def stop(_: Any, session: Any, args: dict[str, Any]) -> Any:
-    return await done(session.runs.run(args["run_id"]).stop())
+    return await done(session.runs.get(args["run_id"]).stop())
 
 
 @step("runs.output")
 async def output(_: Any, session: Any, args: dict[str, Any]) -> Any:
-    return shown(await done(session.runs.run(args["run_id"]).output()))
+    return shown(await done(session.runs.get(args["run_id"]).output()))
 
 
 @step("setup.wait")
@@ -233,7 +233,7 @@ async def setup(_: Any, session: Any, args: dict[str, Any]) -> Any:
 
 @step("host")
 async def host(_: Any, session: Any, args: dict[str, Any]) -> Any:
-    return {"url": await done(session.url(args["port"])), "port": args["port"]}
+    return {"url": await done(session.proxy_url(args["port"])), "port": args["port"]}
 
 
 @step("processes.start")
@@ -249,12 +249,12 @@ async def list_processes(_: Any, session: Any, args: dict[str, Any]) -> Any:
 
 @step("processes.signal")
 async def signal(_: Any, session: Any, args: dict[str, Any]) -> Any:
-    await done(session.processes.process(args["process"]).signal(args["signal"]))
+    await done(session.processes.get(args["process"]).signal(args["signal"]))
 
 
 @step("processes.output")
 async def process_output(_: Any, session: Any, args: dict[str, Any]) -> Any:
-    *output, end = await each(session.processes.process(args["process"]).events())
+    *output, end = await each(session.processes.get(args["process"]).events())
     assert all(isinstance(event, ProcessOutput) for event in output)
     told = b"".join(event.data for event in output if event.type == "stdout")
     return {"stdout": told.decode(), "exit_code": end.exit_code}
@@ -262,7 +262,7 @@ async def process_output(_: Any, session: Any, args: dict[str, Any]) -> Any:
 
 @step("processes.talk")
 async def talk(era: Any, session: Any, args: dict[str, Any]) -> Any:
-    process = session.processes.process(args["process"])
+    process = session.processes.get(args["process"])
     await done(process.write(args["input"]))
     await done(process.close_stdin())
     return await process_output(era, session, args)
@@ -270,7 +270,7 @@ async def talk(era: Any, session: Any, args: dict[str, Any]) -> Any:
 
 @step("processes.stop")
 async def stop_process(_: Any, session: Any, args: dict[str, Any]) -> Any:
-    return await done(session.processes.process(args["process"]).stop())
+    return await done(session.processes.get(args["process"]).stop())
 
 
 @step("checkpoint")
@@ -337,7 +337,7 @@ async def move(era: Any, session: Any, args: dict[str, Any]) -> Any:
     with tempfile.TemporaryDirectory() as place:
         capsule = Path(place) / "capsule.tar"
         assert await done(session.export(capsule)) == capsule.stat().st_size
-        return await done((await done(era.sessions.load(str(capsule), **args))).info())
+        return await done((await done(era.sessions.import_(str(capsule), **args))).info())
 
 
 @step("webhooks.create")

@@ -40,11 +40,11 @@ async def test_cells_for_asyncio(server: Server) -> None:
 
 
 def test_cells_by_the_command(server: Server) -> None:
-    era(server, "run", "-", "-l", "py", "-s", "book", "--context", "main", stdin="x = 41", code=0)
+    era(server, "run", "-l", "py", "-s", "book", "--context", "main", "-", stdin="x = 41", code=0)
     assert (
-        era(server, "run", "-", "-s", "book", "--context", "main", stdin="print(1)\nx + 1", code=0).stdout == "1\n42\n"
+        era(server, "run", "-s", "book", "--context", "main", "-", stdin="print(1)\nx + 1", code=0).stdout == "1\n42\n"
     )
-    assert "--session" in era(server, "run", "-", "-l", "py", "--context", "main", stdin="1", code=2).stderr
+    assert "--session" in era(server, "run", "-l", "py", "--context", "main", "-", stdin="1", code=2).stderr
     (row,) = era(server, "contexts", "list", "book", code=0).stdout.splitlines()
     assert row.split()[:3] == ["main", "idle", "2"]
     assert "no cell" in era(server, "contexts", "interrupt", "book", "main", code=0).stderr

@@ -29,7 +29,7 @@ with Era(sys.argv[1]) as era:
 
 def has_begun(session: Session) -> bool:
     """Return whether the session's newest run has written something."""
-    return any(session.runs.run(record.run_id).output() for record in session.runs.list(1))
+    return any(session.runs.get(record.run_id).output() for record in session.runs.list(1))
 
 
 def ended(session: Session) -> str:
@@ -114,7 +114,7 @@ def test_the_run_of_a_key_is_listed_while_it_lasts(server: Server) -> None:
             assert listed["count"] == 1
             assert other.get(f"{path}s", params={"idempotency_key": "another"}).json()["runs"] == []
             assert other.get("/api/sessions/none/runs", params={"idempotency_key": "mine"}).status_code == 404
-        session.runs.run(listed["runs"][0]["run_id"]).stop()
+        session.runs.get(listed["runs"][0]["run_id"]).stop()
         running.join()
 
 

@@ -247,7 +247,7 @@ def test_no_answer_in_time(server: Server) -> None:
             )
         assert "runs.list" in told.value.hint
         (run,) = eventually(session.runs.list)
-        assert session.runs.run(run.run_id).wait().status == "ok"
+        assert session.runs.get(run.run_id).wait().status == "ok"
 
 
 def test_a_server_that_comes_back() -> None:
@@ -280,7 +280,7 @@ async def test_a_server_that_restarts(own_server: MakeServer) -> None:
             first = await anext(aiter(asked))
             for each, run_id in ((session, stream.run_id), (other, asked.run_id)):
                 assert run_id is not None
-                each.runs.run(run_id).wait()
+                each.runs.get(run_id).wait()
             lost = session.stream("import time\nprint('on', flush=True)\ntime.sleep(600)", timeout=600)
             next(iter(lost))
             built = client.session("python", setup={"commands": ["echo waiting; sleep 2; echo on"]})
@@ -328,13 +328,31 @@ def test_a_long_upload_that_is_refused_says_why(server: Server, tmp_path: Path) 
         assert session.files.list() == []
 
 
-def test_ephemeral_sessions_go_and_others_stay(server: Server) -> None:
+def test_the_end_of_a_block_deletes_sessions_made_without_an_id(server: Server) -> None:
     with Era(server.url) as client:
-        with client.session("python", ephemeral=True) as gone, client.session("python") as kept:
-            pass
+        outside = client.session("python")
+        with client.session("python") as gone, client.session("python", "kept") as kept:
+            gone.files["a"] = "b"
         with pytest.raises(era.NotFound):
             client.sessions.get(gone.id)
-        assert client.sessions.get(kept.id).id == kept.id
+        with client.sessions.get(kept.id), client.sessions.get(outside.id):
+            pass
+        assert client.sessions.get(kept.id).id == "kept"
+        assert client.sessions.get(outside.id).id == outside.id
+        assert client.sessions.restore(gone.id).files["a"] == b"b"
+
+
+def test_an_idempotency_key_runs_once(server: Server) -> None:
+    code = "open('n', 'a').write('x'); print(open('n').read())"
+    with Era(server.url) as client, client.session("python") as session:
+        first = session.run(code, idempotency_key="order-1")
+        assert session.run(code, idempotency_key="order-1").run_id == first.run_id
+        with session.stream(code, idempotency_key="order-1") as stream:
+            assert stream.wait().run_id == first.run_id
+        assert session.files["n"] == b"x"
+        assert session.run(code, idempotency_key="order-2").stdout == "xx\n"
+        with pytest.raises(era.LocalError):
+            session.run(code, idempotency_key="a\r\nX-Evil: 1")
 
 
 def test_a_view_tells_what_a_newer_server_adds() -> None:

@@ -142,7 +142,7 @@ async def test_a_process_for_asyncio(server: Server) -> None:
         session = await client.session("python", isolation="bubblewrap")
         # By itself: a signal that comes just before sh -c makes way for its command is lost, on the host as well.
         process = await session.process(["sleep", "600"], tag="web")
-        await session.processes.process("web").signal("INT")
+        await session.processes.get("web").signal("INT")
         assert (await process.wait()).signal == "INT"
         terminal = await session.terminal(50, 20)
         await terminal.resize(60, 20)
@@ -174,7 +174,7 @@ def test_output_goes_on_where_it_broke(server: Server) -> None:
 def test_by_the_command(server: Server) -> None:
     era(server, "sessions", "create", "python", "app", code=0)
     id = era(server, "exec", "app", "--process", "--tag", "web", "--", "echo up; exec sleep 600", code=0).stdout.strip()
-    assert eventually(lambda: era(server, "logs", "app", "web", "--no-follow", code=0).stdout == "up\n")
+    assert eventually(lambda: era(server, "logs", "app", "web", code=0).stdout == "up\n")
     (row,) = era(server, "ps", "app", code=0).stdout.splitlines()
     assert row.split()[:3] == [id, "web", "running"]
     assert "tag_in_use" in era(server, "exec", "app", "--process", "--tag", "web", "--json", "--", "ls", code=2).stderr
@@ -182,7 +182,7 @@ def test_by_the_command(server: Server) -> None:
     era(server, "kill", "app", "web", code=0)
     assert era(server, "logs", "app", id, code=143).stdout == "up\n"
     assert "live" in era(server, "sessions", "list", code=0).stdout
-    era(server, "sessions", "stop", "app", code=0)
+    era(server, "stop", "app", code=0)
 
 
 def test_a_shell_of_a_pipe(server: Server) -> None:
@@ -264,7 +264,7 @@ def test_a_shell_of_a_pipe_is_left_where_its_input_was_lost(server: Server) -> N
 def test_listening_ends_and_the_process_goes_on(server: Server) -> None:
     era(server, "sessions", "create", "python", "app", code=0)
     era(server, "exec", "app", "--process", "--tag", "web", "--", "echo up; exec sleep 600", code=0)
-    listening = subprocess.Popen([ERA, "logs", "app", "web"], stdout=subprocess.PIPE, env=environment(server))
+    listening = subprocess.Popen([ERA, "logs", "-f", "app", "web"], stdout=subprocess.PIPE, env=environment(server))
     assert listening.stdout is not None
     assert listening.stdout.readline() == b"up\n"
     listening.send_signal(signal.SIGINT)

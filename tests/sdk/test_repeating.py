@@ -98,7 +98,7 @@ def test_a_change_that_waits_for_a_run_may_take_as_long_as_the_server_waits(
         session = client.sessions.named("x")
         files = session.files
         files.write("a", b"")
-        files.delete("a")
+        files.remove("a")
         files.move("a", "b")
         files.mkdir("c")
         files.extract(b"")
@@ -152,20 +152,20 @@ async def test_who_waits_for_a_run_waits_for_a_server_that_restarts(scripted: Sc
     starting = refusal(503, "not_ready")
     scripted.script = [running, *away, starting, RUN] * 2
     with Era(scripted.url, retries=1) as client:
-        assert client.sessions.named("x").runs.run("run_1").wait().status == "ok"
+        assert client.sessions.named("x").runs.get("run_1").wait().status == "ok"
         async with AsyncEra(scripted.url, retries=1) as waiting:
-            assert (await waiting.sessions.named("x").runs.run("run_1").wait()).status == "ok"
+            assert (await waiting.sessions.named("x").runs.get("run_1").wait()).status == "ok"
     scripted.script = [*away, RUN]
     with Era(scripted.url, retries=1) as client, pytest.raises(era.NotEra):
-        client.sessions.named("x").runs.run("run_1").wait()
+        client.sessions.named("x").runs.get("run_1").wait()
     scripted.script = [running, *away]
     with Era(scripted.url, retries=0) as client, pytest.raises(era.NotEra):
-        client.sessions.named("x").runs.run("run_1").wait()
+        client.sessions.named("x").runs.get("run_1").wait()
 
 
 def test_standard_input_is_not_sent_twice(scripted: ScriptedServer) -> None:
     scripted.script = [LATER, PUT]
-    command(None, "files", "put", "app", "-", "when.txt", stdin="now", env={"ERA_SERVER": scripted.url}, code=2)
+    command(None, "files", "write", "app", "when.txt", stdin="now", env={"ERA_SERVER": scripted.url}, code=2)
     assert scripted.bodies == [b"now"]
 
 
@@ -346,7 +346,7 @@ def test_the_command_leaves_with_1_for_a_run_without_an_exit_code(
     command(None, "runs", "wait", "x", "r", env={"ERA_SERVER": scripted.url}, code=left_with)
 
 
-@pytest.mark.parametrize("words", [("logs", "x", "p"), ("shell", "x", "--process", "p")])
+@pytest.mark.parametrize("words", [("logs", "-f", "x", "p"), ("shell", "x", "--process", "p")])
 @pytest.mark.parametrize(("code", "left_with"), [("null", 1), ("0", 0), ("143", 143)])
 def test_the_command_leaves_with_1_for_a_process_without_an_exit_code(
     scripted: ScriptedServer, words: tuple[str, ...], code: str, left_with: int

@@ -193,8 +193,8 @@ async def test_an_event_is_waited_for_longer_than_an_answer() -> None:
         serving.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with Era(url, timeout=2.5, retries=0) as client:
-            assert client.sessions.named("x").runs.run("r").stream().wait().number == 1
+            assert client.sessions.named("x").runs.get("r").stream().wait().number == 1
         async with AsyncEra(url, timeout=2.5, retries=0) as waiting:
-            stream = await waiting.sessions.named("x").runs.run("r").stream()
+            stream = await waiting.sessions.named("x").runs.get("r").stream()
             assert (await stream.wait()).number == 1
         serving.join()

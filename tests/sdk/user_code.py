@@ -14,7 +14,7 @@ from era.sdk.sync.runs import Run, RunStream
 
 def blocking() -> None:
     with Era("http://127.0.0.1:8787", api_key="k", timeout=5) as era:
-        with era.session("python", data={"n": 1}, ephemeral=True, setup={"pip": ["requests"]}) as session:
+        with era.session("python", data={"n": 1}, setup={"pip": ["requests"]}) as session:
             assert_type(session, Session)
             result = session.run("print(1)", env={"A": "1"}, timeout=3, secrets={"K": {"value": "v", "hosts": ["h"]}})
             assert_type(result, RunResult)
@@ -32,7 +32,7 @@ def blocking() -> None:
             assert_type(session.files.list(), list[FileInfo])
             assert_type(session.files.pieces("a.txt"), Iterator[bytes])
             assert_type(session.versions.list(5), list[Version])
-            assert_type(session.runs.run("r").wait(), RunRecord)
+            assert_type(session.runs.get("r").wait(), RunRecord)
             assert_type(session.wait_for_setup(), SetupDone)
             assert_type(session.info(), SessionInfo)
             assert_type(session.context("a").run("1").value, dict[str, Any] | None)

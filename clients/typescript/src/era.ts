@@ -1,12 +1,12 @@
 /** A server, as its clients see it. */
 
-import { type CallOptions, type EraOptions, once, type OnceOptions, type Sent, Transport } from "./http.js";
+import { type CallOptions, type EraOptions, Transport } from "./http.js";
 import { Keys, Owners } from "./keys.js";
 import { split } from "./options.js";
 import { pages } from "./pages.js";
-import { sessionPath } from "./paths.js";
 import { ExecuteStream } from "./runs.js";
-import { Session } from "./session.js";
+import type { Session } from "./session.js";
+import { type SessionOptions, Sessions } from "./sessions.js";
 import { Storage } from "./storage.js";
 import type {
   Answer,
@@ -14,33 +14,15 @@ import type {
   AuditList,
   ClusterHost,
   DayOfUsage,
-  DeletedSession,
-  DeletedSessions,
   ExecuteBody,
   ExecuteResult,
   LanguageInfo,
-  NewSession,
   OwnQuotas,
   RunList,
   RunRecord,
   ServerFacts,
-  SessionInfo,
-  SessionList,
 } from "./types.js";
 import { Webhooks } from "./webhooks.js";
-
-/** The fields of a new session, besides its language. */
-export interface SessionOptions extends Partial<Omit<NewSession, "language">>, OnceOptions {
-  /** Closing it deletes it for good. */
-  ephemeral?: boolean;
-}
-
-export interface SessionFilter {
-  language?: string;
-  status?: "idle" | "running" | "expired" | "deleted";
-  /** Labels that it must have. */
-  metadata?: Record<string, string>;
-}
 
 export interface RunFilter {
   status?: RunRecord["status"];
@@ -67,6 +49,7 @@ export interface AuditFilter {
 export type ExecuteOptions = Partial<Omit<ExecuteBody, "language" | "code">> & CallOptions;
 
 export class Era {
+  readonly sessions: Sessions;
   readonly storage: Storage;
   readonly keys: Keys;
   readonly owners: Owners;
@@ -75,6 +58,7 @@ export class Era {
 
   constructor(options: EraOptions = {}) {
     this.#transport = new Transport(options);
+    this.sessions = new Sessions(this.#transport);
     this.storage = new Storage(this.#transport);
     this.keys = new Keys(this.#transport);
     this.owners = new Owners(this.#transport);
@@ -87,16 +71,11 @@ export class Era {
   }
 
   /**
-   * Make a session. It stays, as its data and files do, until it is deleted. One that is `ephemeral` is deleted when it is
-   * closed, which `await using` does at the end of a block.
+   * Make a session. It stays, as its data and files do, until it is deleted. The end of an `await using` block deletes it if
+   * it was made without an id.
    */
-  async session(language: string, options: SessionOptions = {}): Promise<Session> {
-    const { ephemeral, ...rest } = options;
-    const [body, call] = split(rest);
-    const headers = once(this.#transport, call);
-    const request = { method: "POST", path: "/api/sessions", json: { language, ...body }, headers } as const;
-    const info = await this.#transport.json<SessionInfo>(request, call);
-    return new Session(this.#transport, info, ephemeral);
+  session(language: string, options: SessionOptions = {}): Promise<Session> {
+    return this.sessions.create(language, options);
   }
 
   /** The quotas of this client's owner, and how much is used of each; `key` has those of its API key. */
@@ -124,70 +103,6 @@ export class Era {
         options,
       );
     return pages(get, (page) => page.entries);
-  }
-
-  /** A session that there is already. */
-  async open(id: string, options: CallOptions = {}): Promise<Session> {
-    const info = await this.#transport.json<SessionInfo>({ method: "GET", path: sessionPath(id) }, options);
-    return new Session(this.#transport, info);
-  }
-
-  /** The sessions that pass a filter, newest first. `limit` is how many come in one answer. */
-  sessions(
-    filter: SessionFilter & { limit?: number } = {},
-    options: CallOptions = {},
-  ): AsyncGenerator<SessionInfo, void, undefined> {
-    const { limit = 100, ...rest } = filter;
-    const query = filterQuery(rest);
-    const get = (cursor?: string) =>
-      this.#transport.json<SessionList>(
-        { method: "GET", path: "/api/sessions", query: { ...query, limit, cursor } },
-        options,
-      );
-    return pages(get, (page) => page.sessions);
-  }
-
-  /** Delete a session. For a day it can be restored, unless it is purged. */
-  async deleteSession(id: string, options: { purge?: boolean } & CallOptions = {}): Promise<DeletedSession> {
-    const { purge, ...call } = options;
-    return this.#transport.json({ method: "DELETE", path: sessionPath(id), query: { purge } }, call);
-  }
-
-  /** Delete the sessions that pass a filter, which must say something: `{ status: "idle" }`, `{ metadata: … }`. */
-  deleteSessions(filter: SessionFilter & { purge?: boolean }, options: CallOptions = {}): Promise<DeletedSessions> {
-    const { purge, ...rest } = filter;
-    const query = filterQuery(rest);
-    if (Object.keys(query).length === 0) throw new TypeError("A filter is needed: an empty one would delete all.");
-    return this.#transport.json({ method: "DELETE", path: "/api/sessions", query: { ...query, purge } }, options);
-  }
-
-  /** Bring back a session that expired or was deleted. */
-  async restore(id: string, options: CallOptions = {}): Promise<Session> {
-    const info = await this.#transport.json<SessionInfo>(
-      { method: "POST", path: `${sessionPath(id)}/restore` },
-      options,
-    );
-    return new Session(this.#transport, info);
-  }
-
-  /**
-   * Make a session from a capsule, which `session.capsule()` gives. Nobody may call its public URL, but with `public`
-   * anybody if that was so where the capsule was made.
-   */
-  async importCapsule(
-    capsule: Sent,
-    { id, public: open, ...options }: { id?: string; public?: boolean } & CallOptions = {},
-  ): Promise<Session> {
-    const headers = { "Content-Type": "application/x-tar" };
-    const call = {
-      method: "POST",
-      path: "/api/sessions/import",
-      query: { id, public: open },
-      body: capsule,
-      headers,
-      endless: true,
-    } as const;
-    return new Session(this.#transport, await this.#transport.json<SessionInfo>(call, options));
   }
 
   /**
@@ -239,13 +154,4 @@ export class Era {
 /** A run without a session, as a call. */
 function execution(json: object) {
   return { method: "POST", path: "/api/execute", json, endless: true } as const;
-}
-
-/** A filter as the query of a call; what is undefined is no part of it. */
-function filterQuery({ language, status, metadata = {} }: SessionFilter): Record<string, string> {
-  const query: Record<string, string> = {};
-  if (language !== undefined) query["language"] = language;
-  if (status !== undefined) query["status"] = status;
-  for (const [label, value] of Object.entries(metadata)) query[`metadata.${label}`] = value;
-  return query;
 }

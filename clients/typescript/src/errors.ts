@@ -7,7 +7,7 @@
  *     └── ClientError                            what happened on the way
  *         ├── ServerAway                         nothing accepts the connection, so nothing was sent
  *         ├── ConnectionLost                     it ended before the answer was complete
- *         ├── AnswerLate                         no answer came within `requestTimeout`
+ *         ├── AnswerTimeout                      no answer came within `requestTimeout`
  *         ├── StreamCut                          a stream broke and could not be taken up again
  *         └── NotEra                             something else answers at this address
  *
@@ -63,17 +63,17 @@ export class Expired extends EraError {}
 export class PreconditionFailed extends EraError {}
 export class TooLarge extends EraError {}
 export class RangeNotSatisfiable extends EraError {}
-export class TooMany extends EraError {}
+export class TooBusy extends EraError {}
 export class HeadersTooLarge extends EraError {}
 export class NoAnswer extends EraError {}
-export class AnswerTimeout extends NoAnswer {}
+export class RelayTimeout extends NoAnswer {}
 export class Unavailable extends EraError {}
 
 export class ClientError extends EraError {}
 /** Browsers don't say so much: there it is a ConnectionLost. */
 export class ServerAway extends ClientError {}
 export class ConnectionLost extends ClientError {}
-export class AnswerLate extends ClientError {}
+export class AnswerTimeout extends ClientError {}
 export class NotEra extends ClientError {}
 
 export class StreamCut extends ClientError {

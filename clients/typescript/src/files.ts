@@ -26,7 +26,7 @@ export type FileChange =
   | { type: "overflow" };
 export type FileEvent = FileChange | Gap;
 
-export interface PutOptions extends CallOptions {
+export interface WriteOptions extends CallOptions {
   /** The ETag that the file must have now: it isn't overwritten if somebody else changed it. */
   ifMatch?: string;
   /** `*`: only where there is no such file yet. */
@@ -49,13 +49,13 @@ export class FileTree implements AsyncIterable<FileInfo> {
   }
 
   /** A file's bytes. */
-  async get(path: string, options: CallOptions = {}): Promise<Uint8Array<ArrayBuffer>> {
+  async read(path: string, options: CallOptions = {}): Promise<Uint8Array<ArrayBuffer>> {
     return this.transport.bytes({ method: "GET", path: this.path(path) }, options);
   }
 
   /** A file as text, which must be UTF-8. */
   async text(path: string, options: CallOptions = {}): Promise<string> {
-    return new TextDecoder("utf-8", { fatal: true }).decode(await this.get(path, options));
+    return new TextDecoder("utf-8", { fatal: true }).decode(await this.read(path, options));
   }
 
   /** A file's answer, to read its body piece by piece: `(await files.open("big.bin")).body`. */
@@ -64,7 +64,7 @@ export class FileTree implements AsyncIterable<FileInfo> {
   }
 
   /** Whether there is such a file. */
-  async has(path: string, options: CallOptions = {}): Promise<boolean> {
+  async exists(path: string, options: CallOptions = {}): Promise<boolean> {
     try {
       await this.transport.bytes({ method: "HEAD", path: this.path(path) }, options);
       return true;
@@ -120,11 +120,11 @@ export class Files extends FileTree {
     return follow<FileChange>(this.transport, { begin: from(), resume: (last) => from(last), last: "" }, call);
   }
 
-  /** Put a file, in place of the one that is there. */
-  async put(
+  /** Write a file, in place of the one that is there. */
+  async write(
     path: string,
     content: Sent,
-    { ifMatch, ifNoneMatch, wait, ...options }: PutOptions = {},
+    { ifMatch, ifNoneMatch, wait, ...options }: WriteOptions = {},
   ): Promise<FileWritten> {
     const headers: Record<string, string> = { "Content-Type": "application/octet-stream" };
     if (ifMatch !== undefined) headers["If-Match"] = ifMatch;
@@ -169,15 +169,15 @@ export class Files extends FileTree {
     return this.transport.json({ method: "POST", path: `${this.root}/links`, json, repeatable: true }, call);
   }
 
-  /** Delete a file or link, or with `recursive` a directory with all that is in it. */
-  async delete(path: string, { recursive, ...options }: { recursive?: boolean } & CallOptions = {}): Promise<void> {
+  /** Remove a file or link, or with `recursive` a directory with all that is in it. */
+  async remove(path: string, { recursive, ...options }: { recursive?: boolean } & CallOptions = {}): Promise<void> {
     type Deleted = Answer<"/api/sessions/{session_id}/files/{path}", "delete">;
     const call = { method: "DELETE", path: this.path(path), query: { recursive }, endless: true } as const;
     await this.transport.json<Deleted>(call, options);
   }
 
   /** Add what is in a tar, tar.gz or zip archive; with `replace` it takes the place of all files. All or nothing. */
-  unpack(archive: Sent, { replace, ...options }: { replace?: boolean } & CallOptions = {}): Promise<Unpacked> {
+  extract(archive: Sent, { replace, ...options }: { replace?: boolean } & CallOptions = {}): Promise<Unpacked> {
     return this.transport.json(
       {
         method: "PUT",

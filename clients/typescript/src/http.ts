@@ -12,7 +12,7 @@
  */
 
 import { errorOf } from "./answered_errors.js";
-import { AnswerLate, ClientError, ConnectionLost, EraError, NotEra, ServerAway } from "./errors.js";
+import { AnswerTimeout, ClientError, ConnectionLost, EraError, NotEra, ServerAway } from "./errors.js";
 import { HomeLost, NotReady, OutcomeUnknown, RunUnderWay } from "./generated/errors.js";
 import { type Query, withQuery } from "./paths.js";
 
@@ -23,7 +23,7 @@ export interface EraOptions {
   apiKey?: string | undefined;
   /** Seconds that a call may take; runs, streams and what waits for a run take as long as they need; 60. */
   requestTimeout?: number | undefined;
-  /** How often a call is made again where that is safe, not counting attempts that wait for a restarting server; 2. */
+  /** How often a call is made again where that is safe, not counting attempts that wait for a restarting server; 3. */
   retries?: number | undefined;
   /** In place of the platform's own. */
   fetch?: typeof fetch | undefined;
@@ -61,7 +61,7 @@ export interface Call {
 
 const DEFAULT_URL = "http://127.0.0.1:8787";
 const DEFAULT_SECONDS = 60;
-const DEFAULT_RETRIES = 2;
+const DEFAULT_RETRIES = 3;
 /** A server that wants to be left alone for longer than this isn't waited for. */
 const MAX_RETRY_AFTER = 60;
 const BACKOFF_SECONDS = 0.25;
@@ -208,7 +208,7 @@ export class Transport {
   }
 
   #timedOut(call: Call, seconds: number): EraError {
-    return new AnswerLate(`${call.method} ${call.path} has not been answered within ${seconds} s.`, {
+    return new AnswerTimeout(`${call.method} ${call.path} has not been answered within ${seconds} s.`, {
       code: "answer_late",
       hint: "It may have been carried out. Give it a longer requestTimeout.",
     });

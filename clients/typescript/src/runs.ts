@@ -1,6 +1,6 @@
 /** Runs: their options, their streams, their records, and those in the background. */
 
-import { AnswerLate, ConnectionLost, ServerAway } from "./errors.js";
+import { AnswerTimeout, ConnectionLost, ServerAway } from "./errors.js";
 import { type Call, type CallOptions, once, type OnceOptions, RUN_HEADER, sleep, type Transport } from "./http.js";
 import { collect, pages } from "./pages.js";
 import { part } from "./paths.js";
@@ -147,7 +147,7 @@ export class Run {
       } catch (error) {
         if (answeredAt === undefined) throw error;
         const isLate = Date.now() - answeredAt > PATIENCE_SECONDS * 1000;
-        if (isLate || this.#transport.retries === 0 || !(isCut(error) || error instanceof AnswerLate)) {
+        if (isLate || this.#transport.retries === 0 || !(isCut(error) || error instanceof AnswerTimeout)) {
           throw wentAway(error);
         }
       }

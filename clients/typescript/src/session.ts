@@ -40,14 +40,14 @@ export class Session implements AsyncDisposable {
   readonly inbox: Inbox;
   readonly #transport: Transport;
   readonly #path: string;
-  readonly #isEphemeral: boolean;
+  readonly #isTemporary: boolean;
 
-  constructor(transport: Transport, info: SessionInfo, isEphemeral = false) {
+  constructor(transport: Transport, info: SessionInfo, isTemporary = false) {
     this.id = info.id;
     this.info = info;
     this.#transport = transport;
     this.#path = sessionPath(info.id);
-    this.#isEphemeral = isEphemeral;
+    this.#isTemporary = isTemporary;
     this.data = new SessionData(transport, this.#path);
     this.files = new Files(transport, this.#path);
     this.runs = new Runs(transport, this.#path);
@@ -181,28 +181,40 @@ export class Session implements AsyncDisposable {
     return new Session(this.#transport, await this.#transport.json<SessionInfo>(request, call));
   }
 
-  /** The URL at which what the session serves on a port can be called. */
-  host(port: number, options: CallOptions = {}): Promise<PublicUrl> {
+  /**
+   * The public address of a port: a site of its own, such as http://3000-LABEL.localhost:8787. Pages there can use absolute
+   * paths and cookies. Where the name doesn't resolve, use `proxyUrl`.
+   */
+  async url(port = 80, options: CallOptions = {}): Promise<string> {
+    return (await this.#host(port, options)).site_url;
+  }
+
+  /** The public address of a port as a path on the server's own address, which needs no name of its own. */
+  async proxyUrl(port = 80, options: CallOptions = {}): Promise<string> {
+    return (await this.#host(port, options)).url;
+  }
+
+  #host(port: number, options: CallOptions): Promise<PublicUrl> {
     return this.#transport.json({ method: "GET", path: `${this.#path}/host`, query: { port } }, options);
   }
 
-  /** The whole session as one archive, whose body is read piece by piece. */
-  capsule(
+  /** The whole session as one archive, whose body is read piece by piece. `era.sessions.import_` reads it. */
+  export(
     { versions, ...options }: { versions?: "all" | "current" } & CallOptions = {},
   ): Promise<Response> {
     return this.#transport.open({ method: "GET", path: `${this.#path}/capsule`, query: { versions } }, options);
   }
 
-  /** Delete the session. For a day `era.restore(id)` brings it back, unless it is purged. */
+  /** Delete the session. For a day `era.sessions.restore(id)` brings it back, unless it is purged. */
   async delete({ purge, ...options }: { purge?: boolean } & CallOptions = {}): Promise<void> {
     await this.#transport.json({ method: "DELETE", path: this.#path, query: { purge } }, options);
   }
 
-  /** Have done with it: an ephemeral session is deleted for good, any other stays. `await using` calls this. */
+  /** Delete the session if it was made without an id; any other stays. `await using` calls this at the end of a block. */
   async close(): Promise<void> {
-    if (!this.#isEphemeral) return;
+    if (!this.#isTemporary) return;
     try {
-      await this.delete({ purge: true });
+      await this.delete();
     } catch (error) {
       if (!(error instanceof NotFound)) throw error; // it is gone already
     }

@@ -29,36 +29,35 @@ const COUNT = lines(
 );
 
 test("a session remembers, and stays", async () => {
-  let id: string;
+  const id = `ts:${crypto.randomUUID()}`;
   {
-    await using session = await era.session("python", { data: { n: 1 }, metadata: { made: "here" } });
-    id = session.id;
+    await using session = await era.session("python", { session_id: id, data: { n: 1 }, metadata: { made: "here" } });
     const first = await session.run(COUNT);
     assert.deepEqual([first.stdout, first.status, first.exit_code], ["2\n", "ok", 0]);
     assert.equal((await session.run(COUNT)).data["n"], 3);
   }
-  const again = await era.open(id);
+  const again = await era.sessions.get(id);
   assert.deepEqual([again.info.metadata["made"], await again.data.get("n")], ["here", 3]);
   await assert.rejects(era.session("python", { session_id: id }), Conflict);
   await again.delete();
-  await assert.rejects(era.open(id), NotFound);
-  assert.equal(await (await era.restore(id)).data.get("n"), 3);
+  await assert.rejects(era.sessions.get(id), NotFound);
+  assert.equal(await (await era.sessions.restore(id)).data.get("n"), 3);
 });
 
-test("an ephemeral session is gone at the end of its block", async () => {
+test("a session made without an id is gone at the end of its block", async () => {
   let id: string;
   {
-    await using session = await era.session("python", { ephemeral: true });
+    await using session = await era.session("python");
     id = session.id;
   }
-  await assert.rejects(era.open(id), NotFound);
-  await assert.rejects(era.restore(id), NotFound);
-  await using session = await era.session("python", { ephemeral: true });
+  await assert.rejects(era.sessions.get(id), NotFound);
+  assert.equal((await era.sessions.restore(id)).id, id);
+  await using session = await era.session("python");
   await session.delete(); // and then it may be closed all the same
 });
 
 test("a run takes what a program takes", async () => {
-  await using session = await era.session("python", { ephemeral: true });
+  await using session = await era.session("python");
   const code = "import os, sys; print(sys.argv[1:], sys.stdin.read(), os.environ['WHO'])";
   const done = await session.run(code, { args: ["a", "b c"], stdin: "given", env: { WHO: "Ada" } });
   assert.equal(done.stdout, "['a', 'b c'] given Ada\n");
@@ -69,7 +68,7 @@ test("a run takes what a program takes", async () => {
 });
 
 test("the same key is one run", async () => {
-  await using session = await era.session("python", { ephemeral: true });
+  await using session = await era.session("python");
   const code = "import time; print(time.time_ns())";
   const idempotencyKey = "order-17";
   const first = await session.run(code, { idempotencyKey });
@@ -79,7 +78,7 @@ test("the same key is one run", async () => {
 });
 
 test("stored code", async () => {
-  await using session = await era.session("python", { ephemeral: true });
+  await using session = await era.session("python");
   await assert.rejects(session.run(), BadRequest);
   await session.setCode("print('stored')", "says so");
   assert.equal((await session.code()).description, "says so");
@@ -87,7 +86,7 @@ test("stored code", async () => {
 });
 
 test("a stream gives output as it comes, then the result", async () => {
-  await using session = await era.session("python", { ephemeral: true });
+  await using session = await era.session("python");
   const stream = session.stream("import sys; print('süß 🎉', flush=True); print('no', file=sys.stderr, flush=True)");
   const events = await all(stream);
   assert.match(stream.runId ?? "", /^run_/);
@@ -100,7 +99,7 @@ test("a stream gives output as it comes, then the result", async () => {
 });
 
 test("a stream that is left leaves its run, which can be stopped", async () => {
-  await using session = await era.session("python", { ephemeral: true });
+  await using session = await era.session("python");
   const stream = session.stream("import time; print('begun', flush=True); time.sleep(600)", { timeout: 600 });
   for await (const event of stream) {
     assert.deepEqual(event.type === "stdout" && event.content, "begun\n");
@@ -111,7 +110,7 @@ test("a stream that is left leaves its run, which can be stopped", async () => {
 });
 
 test("runs in the background", async () => {
-  await using session = await era.session("python", { ephemeral: true });
+  await using session = await era.session("python");
   const run = await session.background("import sys; print('out'); print('err', file=sys.stderr)");
   assert.equal((await run.wait()).status, "ok");
   assert.deepEqual([await run.stdout(), await run.stderr()], ["out\n", "err\n"]);
@@ -132,56 +131,56 @@ test("data", async () => {
 });
 
 test("files", async () => {
-  await using session = await era.session("python", { ephemeral: true });
+  await using session = await era.session("python");
   const { files } = session;
   const name = "Ordner mit #?%/süß & 100% [1].txt";
-  await files.put(name, "hällo");
+  await files.write(name, "hällo");
   assert.equal(await files.text(name), "hällo");
   assert.equal((await session.run("import glob; print(open(glob.glob('*/*')[0]).read())")).stdout, "hällo\n");
   const bytes = Uint8Array.from({ length: 100_000 }, (_, at) => at % 251);
-  await files.put("b.bin", bytes);
-  assert.deepEqual(await files.get("b.bin"), bytes);
-  await files.put("c.bin", new Blob([bytes]));
-  await files.put("d.bin", new Blob([bytes]).stream());
+  await files.write("b.bin", bytes);
+  assert.deepEqual(await files.read("b.bin"), bytes);
+  await files.write("c.bin", new Blob([bytes]));
+  await files.write("d.bin", new Blob([bytes]).stream());
   assert.deepEqual(new Uint8Array(await (await files.open("d.bin")).arrayBuffer()), bytes);
   assert.deepEqual((await files.list()).map(({ path }) => path), [name, "b.bin", "c.bin", "d.bin"]);
   assert.deepEqual((await all(files.iterate({ limit: 1, prefix: "b" }))).length, 1);
-  assert.deepEqual([await files.has("b.bin"), await files.has("none")], [true, false]);
-  await assert.rejects(files.put("b.bin", "x", { ifNoneMatch: "*" }), PreconditionFailed);
+  assert.deepEqual([await files.exists("b.bin"), await files.exists("none")], [true, false]);
+  await assert.rejects(files.write("b.bin", "x", { ifNoneMatch: "*" }), PreconditionFailed);
   const { etag } = (await files.list({ prefix: "b" }))[0] ?? {};
-  await files.put("b.bin", "y", { ifMatch: `"${etag}"` });
-  await files.delete("b.bin");
-  await assert.rejects(files.get("b.bin"), NoFile);
+  await files.write("b.bin", "y", { ifMatch: `"${etag}"` });
+  await files.remove("b.bin");
+  await assert.rejects(files.read("b.bin"), NoFile);
   assert.deepEqual([(await files.stat("c.bin")).type, (await files.stat("c.bin")).size], ["file", 100_000]);
   await files.mkdir("sub/empty", { mode: "0700" });
   assert.equal((await files.move("c.bin", "sub/moved.bin")).to, "sub/moved.bin");
   const { url } = await files.link("sub/moved.bin", { expires_in: 60 });
   assert.deepEqual(new Uint8Array(await (await fetch(url)).arrayBuffer()), bytes);
   const archive = await (await files.archive("tar.gz")).arrayBuffer();
-  await files.delete("Ordner mit #?%", { recursive: true });
-  assert.equal((await files.unpack(archive, { replace: true })).total_count, 3);
+  await files.remove("Ordner mit #?%", { recursive: true });
+  assert.equal((await files.extract(archive, { replace: true })).total_count, 3);
 });
 
 test("a name of dots never reaches another call", async () => {
-  await using session = await era.session("python", { ephemeral: true });
+  await using session = await era.session("python");
   for (const path of ["..", "../..", "a/../../b", ".", "a/./b", "", "/a", "a//b"]) {
-    await assert.rejects(session.files.get(path), BadPath, path);
-    await assert.rejects(session.files.delete(path), { code: "bad_path", status: 400 }, path);
+    await assert.rejects(session.files.read(path), BadPath, path);
+    await assert.rejects(session.files.remove(path), { code: "bad_path", status: 400 }, path);
   }
-  await assert.rejects(era.open(".."), NotFound);
-  await assert.rejects(era.restore("."), { code: "not_found", status: 404 });
+  await assert.rejects(era.sessions.get(".."), NotFound);
+  await assert.rejects(era.sessions.restore("."), { code: "not_found", status: 404 });
   await assert.rejects(era.storage.kv("space").get(".."), BadKey);
   assert.throws(() => era.storage.kv(".."), BadNamespace);
   assert.throws(() => session.runs.get(".."), InvalidField);
-  await assert.rejects(era.open("a/b"), NotFound); // a slash in an id is part of the id
-  assert.equal((await era.open(session.id)).id, session.id);
+  await assert.rejects(era.sessions.get("a/b"), NotFound); // a slash in an id is part of the id
+  assert.equal((await era.sessions.get(session.id)).id, session.id);
 });
 
 test("versions", async () => {
   await using session = await era.session("python", { data: { n: 1 } });
-  await session.files.put("a.txt", "one");
+  await session.files.write("a.txt", "one");
   const before = (await session.refresh()).version;
-  await session.files.put("a.txt", "two");
+  await session.files.write("a.txt", "two");
   await session.data.set("n", 2);
   const { versions } = session;
   assert.deepEqual((await versions.list()).map(({ version }) => version), [4, 3, 2, 1]);
@@ -209,23 +208,24 @@ test("settings, setup and progress", async () => {
   await session.setup.again();
   assert.equal((await session.setup.wait()).success, true);
   assert.equal((await session.update({ default_timeout: 7, metadata: { a: "b" } })).default_timeout, 7);
-  assert.equal((await session.host(3000)).port, 3000);
+  assert.match(await session.url(3000), /^http:\/\/3000-/);
+  assert.match(await session.proxyUrl(3000), /\/proxy\//);
 });
 
 test("capsules", async () => {
   await using session = await era.session("python", { data: { n: 1 } });
-  const capsule = await (await session.capsule({ versions: "current" })).arrayBuffer();
-  const copy = await era.importCapsule(capsule, { id: "ts:imported" });
+  const capsule = await (await session.export({ versions: "current" })).arrayBuffer();
+  const copy = await era.sessions.import_(capsule, { id: "ts:imported" });
   assert.deepEqual(await copy.data.all(), { n: 1 });
   assert.equal(copy.info.allowPublicAccess, false);
   await copy.delete();
-  const open = await era.importCapsule(capsule, { id: "ts:opened", public: true });
+  const open = await era.sessions.import_(capsule, { id: "ts:opened", public: true });
   assert.equal(open.info.allowPublicAccess, true);
   await open.delete();
 });
 
 test("the inbox", async () => {
-  await using session = await era.session("python", { ephemeral: true });
+  await using session = await era.session("python");
   await session.setCode("print(1)");
   const inbox = await session.inbox.set({ retries: 1 });
   await fetch(inbox.url, { method: "POST", body: "order" });
@@ -271,11 +271,11 @@ test("the server and its sessions", async () => {
   const made = [];
   for (let n = 0; n < 3; n++) made.push(await era.session("python", { metadata: { list: "ts" } }));
   const filter = { metadata: { list: "ts" } };
-  const listed = await all(era.sessions({ ...filter, limit: 2 }));
+  const listed = await all(era.sessions.iterate({ ...filter, limit: 2 }));
   assert.deepEqual(new Set(listed.map(({ id }) => id)), new Set(made.map(({ id }) => id)));
-  assert.throws(() => era.deleteSessions({}), TypeError);
-  assert.throws(() => era.deleteSessions({ metadata: {} }), TypeError);
-  assert.equal((await era.deleteSessions({ ...filter, purge: true })).deleted_count, 3);
+  assert.throws(() => era.sessions.deleteAll({}), TypeError);
+  assert.throws(() => era.sessions.deleteAll({ metadata: {} }), TypeError);
+  assert.equal((await era.sessions.deleteAll({ ...filter, purge: true })).deleted_count, 3);
   const done = await era.execute("node", "console.log(require('./part.js') + 1)", {
     files: { "part.js": "module.exports = 41" },
   });

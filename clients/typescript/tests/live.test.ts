@@ -6,7 +6,7 @@ import { bytesOf, Conflict, NotFound, type ProcessEvent } from "era-sessions";
 import { all, client, HangingUp, lines } from "./support.ts";
 
 const era = client();
-const options = { ephemeral: true, isolation: "bubblewrap" } as const;
+const options = { isolation: "bubblewrap" } as const;
 
 function text(events: ProcessEvent[], type: "stdout" | "stderr" | "pty"): string {
   return events.map((event) => (event.type === type ? new TextDecoder().decode(bytesOf(event)) : "")).join("");
@@ -60,13 +60,13 @@ test("a watch goes on where its connection broke", async () => {
   await using session = await era.session("python", options);
   await session.process("exec sleep 600");
   await using proxy = new HangingUp(/\/watch/, [900]);
-  const through = await client({ url: await proxy.start() }).open(session.id);
+  const through = await client({ url: await proxy.start() }).sessions.get(session.id);
   let begun = 0;
   for await (const event of through.files.watch({ recursive: true })) {
     if (event.type === "watching") begun++;
     if (event.type === "create" && event.path === "last.txt") break;
-    if (begun === 1) await session.files.put(`${"x".repeat(100)}${Math.random()}`, "1");
-    else await session.files.put("last.txt", "2");
+    if (begun === 1) await session.files.write(`${"x".repeat(100)}${Math.random()}`, "1");
+    else await session.files.write("last.txt", "2");
   }
   assert.equal(begun, 2);
 });
@@ -76,9 +76,9 @@ test("a watch goes on when the session becomes live", async () => {
   const types: string[] = [];
   for await (const event of session.files.watch({ path: "." })) {
     types.push(event.type);
-    if (event.type === "watching" && types.length === 1) await session.files.put("first.txt", "1");
+    if (event.type === "watching" && types.length === 1) await session.files.write("first.txt", "1");
     if (event.type === "create" && event.path === "first.txt") await session.process("exec sleep 600");
-    if (event.type === "gap") await session.files.put("last.txt", "2");
+    if (event.type === "gap") await session.files.write("last.txt", "2");
     if (event.type === "create" && event.path === "last.txt") break;
   }
   assert.deepEqual(types.slice(0, 5), ["watching", "create", "overflow", "watching", "gap"]);
@@ -86,7 +86,7 @@ test("a watch goes on when the session becomes live", async () => {
 
 test("'.' is the working directory", async () => {
   await using session = await era.session("python", options);
-  await session.files.put("d/file.txt", "1");
+  await session.files.write("d/file.txt", "1");
   assert.deepEqual((await session.files.list({ prefix: "." })).map(({ path }) => path), ["d/file.txt"]);
   assert.equal((await session.files.stat(".")).type, "dir");
 });
@@ -129,7 +129,7 @@ test("the output of a process goes on where its connection broke", async () => {
   const process = await session.process("for n in $(seq 300); do echo line $n; done");
   await process.wait();
   await using proxy = new HangingUp(/\/events/, [300, 0, 700]);
-  const through = await client({ url: await proxy.start() }).open(session.id);
+  const through = await client({ url: await proxy.start() }).sessions.get(session.id);
   const events = await all(through.processes.get(process.id).events());
   const expected = Array.from({ length: 300 }, (_, n) => `line ${n + 1}\n`).join("");
   assert.equal(text(events, "stdout"), expected);

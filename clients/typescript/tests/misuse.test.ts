@@ -5,7 +5,7 @@ import { createServer } from "node:net";
 import { test } from "node:test";
 import { inspect } from "node:util";
 import {
-  AnswerLate,
+  AnswerTimeout,
   BadRequest,
   ConnectionLost,
   Era,
@@ -80,7 +80,7 @@ test("no server", async () => {
   assert.ok(error instanceof ServerAway);
   assert.ok(error.message.includes(away.url));
   assert.match(error.hint, /era serve/);
-  assert.ok((await failure(() => all(away.sessions()))) instanceof ServerAway);
+  assert.ok((await failure(() => all(away.sessions.iterate()))) instanceof ServerAway);
   assert.ok((await failure(() => client({ url: "http://no-such-host.invalid" }).health())) instanceof ServerAway);
 });
 
@@ -90,7 +90,7 @@ test("another server, and one that says nothing", async () => {
     "HTTP/1.1 502 Bad\r\ncontent-length: 3\r\n\r\nbad",
     "",
   ];
-  for (const [answer, expected] of [[0, NotEra], [1, NotEra], [2, AnswerLate]] as const) {
+  for (const [answer, expected] of [[0, NotEra], [1, NotEra], [2, AnswerTimeout]] as const) {
     const sockets = new Set<{ destroy(): void }>();
     const server = createServer((socket) => {
       sockets.add(socket);
@@ -136,8 +136,8 @@ test("a change may take longer than other calls: it waits for the run under way"
       init?.signal?.addEventListener("abort", () => reject(new Error("given up")));
       setTimeout(() => resolve(Response.json({ id: "x" })), init?.method === "GET" ? 0 : 600);
     });
-  const session = await client({ fetch: slow, requestTimeout: 0.3, retries: 0 }).open("x");
-  await Promise.all([session.files.delete("a"), session.setup.again(), session.rollback(1), session.data.replace({})]);
+  const session = await client({ fetch: slow, requestTimeout: 0.3, retries: 0 }).sessions.get("x");
+  await Promise.all([session.files.remove("a"), session.setup.again(), session.rollback(1), session.data.replace({})]);
   assert.equal(sent.length, 5);
 });
 
@@ -151,7 +151,7 @@ test("who waits for a run waits for a server that restarts, once it has been the
       : Promise.resolve(Response.json(next));
   };
   const wait = async (retries: number) =>
-    (await client({ fetch, retries, requestTimeout: 20 }).open("x")).runs.get("r").wait();
+    (await client({ fetch, retries, requestTimeout: 20 }).sessions.get("x")).runs.get("r").wait();
   answers.push({ id: "x" }, { status: "running" }, undefined, undefined, undefined, undefined, { status: "ok" });
   assert.equal((await wait(1)).status, "ok");
   answers.push({ id: "x" }, { status: "running" });
@@ -194,7 +194,7 @@ test("what a host or a database that was lost may have done is asked for again o
 
 test("a caller gives up", async () => {
   const era = client();
-  await using session = await era.session("python", { ephemeral: true });
+  await using session = await era.session("python");
   const controller = new AbortController();
   const reason = new Error("enough");
   const stream = session.stream("import time; print(1, flush=True); time.sleep(600)", {
@@ -214,12 +214,12 @@ test("a caller gives up", async () => {
     name: "TimeoutError",
   });
   const slow = await failure(() => session.run("import time; time.sleep(2)", { requestTimeout: 0.1 }));
-  assert.ok(slow instanceof AnswerLate);
+  assert.ok(slow instanceof AnswerTimeout);
 });
 
 test("a run whose caller gives up is stopped", async () => {
   for (const retries of [0, 2]) {
-    await using session = await client({ retries }).session("python", { ephemeral: true });
+    await using session = await client({ retries }).session("python");
     for (const options of [{ code: "import time; time.sleep(600)" }, { command: "sleep 600" }]) {
       const { code, ...rest } = options as { code?: string; command?: string };
       const controller = new AbortController();
@@ -236,7 +236,7 @@ test("a run whose caller gives up is stopped", async () => {
 });
 
 test("arguments that can't be are named", async () => {
-  await using session = await client().session("python", { ephemeral: true });
+  await using session = await client().session("python");
   for (const options of [{ timeout: "abc" }, { stdin: new Uint8Array([1]) }]) {
     const [name] = Object.keys(options);
     const error = await failure(() => session.run("1", options as object));
@@ -247,21 +247,21 @@ test("arguments that can't be are named", async () => {
 });
 
 test("too many wait: an error, or patience", async () => {
-  await using session = await client().session("python", { ephemeral: true });
-  const impatient = await client({ retries: 0 }).open(session.id);
+  await using session = await client().session("python");
+  const impatient = await client({ retries: 0 }).sessions.get(session.id);
   // The server lets one wait. Of three, one runs, one waits, and one is refused.
   const code = "import time; time.sleep(1.5)";
   const results = await Promise.allSettled([1, 2, 3].map(() => impatient.run(code)));
   const [refused] = results.filter((result) => result.status === "rejected");
   assert.ok(refused?.reason instanceof TooManyWaiting, inspect(results));
   assert.deepEqual([refused.reason.status, refused.reason.retryAfter], [429, 1]);
-  const patient = await client({ retries: 20 }).open(session.id);
+  const patient = await client({ retries: 20 }).sessions.get(session.id);
   const done = await Promise.all([1, 2, 3].map(() => patient.run("import time; time.sleep(0.2)")));
   assert.deepEqual(done.map(({ status }) => status), ["ok", "ok", "ok"]);
 });
 
 test("a lost answer is asked for again, and the run is run once", async () => {
-  await using session = await client().session("python", { data: { n: 0 }, ephemeral: true });
+  await using session = await client().session("python", { data: { n: 0 } });
   const count = lines(
     "import json",
     "data = json.load(open('.session_data.json'))",
@@ -270,7 +270,7 @@ test("a lost answer is asked for again, and the run is run once", async () => {
     "print(data['n'])",
   );
   await using proxy = new HangingUp(/^POST .*\/run /, [0, 40]);
-  const cut = await client({ url: await proxy.start() }).open(session.id);
+  const cut = await client({ url: await proxy.start() }).sessions.get(session.id);
   assert.equal((await cut.run(count)).stdout, "1\n");
   assert.equal(proxy.matched, 3);
   assert.equal((await session.runs.list()).length, 1);
@@ -280,15 +280,15 @@ test("sessions are made once, and what reads is asked again", async () => {
   await using proxy = new HangingUp(/^(POST|GET) \/api\/sessions/, [0, 0, 30]);
   const era = client({ url: await proxy.start(), retries: 3 });
   const session = await era.session("python", { metadata: { made: "once" } });
-  assert.equal((await all(client().sessions({ metadata: { made: "once" } }))).length, 1);
+  assert.equal((await all(client().sessions.iterate({ metadata: { made: "once" } }))).length, 1);
   await session.delete();
 });
 
 test("a call that may have been carried out isn't made again", async () => {
-  await using session = await client().session("python", { ephemeral: true });
+  await using session = await client().session("python");
   // Behind its head. Before that, Deno's fetch makes a call of any kind again by itself, on a new connection.
   await using proxy = new HangingUp(/rollback/, [300]);
-  const cut = await client({ url: await proxy.start() }).open(session.id);
+  const cut = await client({ url: await proxy.start() }).sessions.get(session.id);
   assert.ok((await failure(() => cut.rollback(1))) instanceof ConnectionLost);
   assert.equal(proxy.matched, 1);
 });

@@ -31,11 +31,11 @@ const shown = (content: Uint8Array | undefined) => (content === undefined ? null
 /** Calls in which no session takes part, or that are about one which may not be there. */
 const OF_SERVER: Record<string, (era: Era, args: Args, on: string) => Promise<unknown>> = {
   "sessions.create": async (era, { language, ...rest }) => (await era.session(language, rest)).info,
-  "sessions.get": async (era, _, on) => (await era.open(on)).info,
-  "sessions.list": async (era, args) => ({ sessions: await all(era.sessions(args)) }),
-  "sessions.update": async (era, args, on) => (await era.open(on)).update(args),
-  "sessions.delete": async (era, _, on) => era.deleteSession(on),
-  "sessions.restore": async (era, _, on) => (await era.restore(on)).info,
+  "sessions.get": async (era, _, on) => (await era.sessions.get(on)).info,
+  "sessions.list": async (era, args) => ({ sessions: await all(era.sessions.iterate(args)) }),
+  "sessions.update": async (era, args, on) => (await era.sessions.get(on)).update(args),
+  "sessions.delete": async (era, _, on) => era.sessions.delete(on),
+  "sessions.restore": async (era, _, on) => (await era.sessions.restore(on)).info,
   execute: (era, { language, code, ...rest }) => era.execute(language, code, rest),
   "execute.stream": async (era, { language, code, ...rest }) => collected(await all(era.stream(language, code, rest))),
   "kv.set": (era, { namespace, key, value, metadata }) => era.storage.kv(namespace).set(key, value, metadata),
@@ -67,11 +67,11 @@ const OF_SESSION: Record<string, (session: Session, args: Args, era: Era) => Pro
   "data.delete": (session, { key }) => session.data.delete(key),
   "code.get": (session) => session.code(),
   "code.set": (session, { code, description }) => session.setCode(code, description),
-  "files.write": (session, { path, content }) => session.files.put(path, bytesOf(content)),
-  "files.read": async (session, { path }) => shown(await session.files.get(path)),
+  "files.write": (session, { path, content }) => session.files.write(path, bytesOf(content)),
+  "files.read": async (session, { path }) => shown(await session.files.read(path)),
   "files.list": async (session, args) => counted("files", await session.files.list(args)),
   "files.delete": async (session, { path, ...rest }) => {
-    await session.files.delete(path, rest);
+    await session.files.remove(path, rest);
     return { success: true };
   },
   "versions.list": async (session) => counted("versions", await session.versions.list()),
@@ -109,7 +109,7 @@ const OF_SESSION: Record<string, (session: Session, args: Args, era: Era) => Pro
     await session.context(context).delete();
     return { success: true };
   },
-  host: (session, { port }) => session.host(port),
+  host: async (session, { port }) => ({ url: await session.proxyUrl(port), port }),
   "inbox.get": (session) => session.inbox.get(),
   "inbox.set": (session, args) => session.inbox.set(args),
   "inbox.deliveries": async (session) => counted("deliveries", await all(session.inbox.deliveries())),
@@ -118,8 +118,8 @@ const OF_SESSION: Record<string, (session: Session, args: Args, era: Era) => Pro
     return { success: true };
   },
   move: async (session, args, era) => {
-    const capsule = await (await session.capsule()).arrayBuffer();
-    return (await era.importCapsule(capsule, args)).info;
+    const capsule = await (await session.export()).arrayBuffer();
+    return (await era.sessions.import_(capsule, args)).info;
   },
 };
 
@@ -171,7 +171,7 @@ async function take(era: Era, { call, on = "", args = {} }: Step): Promise<unkno
   if (ofServer) return ofServer(era, args, on);
   const ofSession = OF_SESSION[call];
   assert.ok(ofSession, `the client has no call ${call}`);
-  return ofSession(await era.open(on), args, era);
+  return ofSession(await era.sessions.get(on), args, era);
 }
 
 for (const { name, steps } of scenarios) {

@@ -24,11 +24,11 @@ function text(events: RunEvent[], type: "stdout" | "stderr"): string {
 
 /** A session that is reached through a proxy which hangs up on its streams. */
 async function through(proxy: HangingUp, session: Session, retries = 2): Promise<Session> {
-  return client({ url: await proxy.start(), retries }).open(session.id);
+  return client({ url: await proxy.start(), retries }).sessions.get(session.id);
 }
 
 test("a stream goes on where it broke", async () => {
-  await using session = await client().session("python", { ephemeral: true });
+  await using session = await client().session("python");
   for (const cuts of [[0], [250], [400, 250, 300], [1000, 0, 600, 1], [777, 777, 777, 777, 777]]) {
     await using proxy = new HangingUp(/\/stream|\/events/, cuts);
     const stream = (await through(proxy, session)).stream(CODE);
@@ -72,7 +72,7 @@ test("a stream without a session ends its program where it is left, and says so 
 
 test("a setup is followed to its end, whatever breaks", async () => {
   const setup = { commands: ["for n in $(seq 40); do echo line $n; sleep 0.01; done"] };
-  await using session = await client().session("python", { setup, ephemeral: true });
+  await using session = await client().session("python", { setup });
   const cuts = [300, 0, 500, 250, 900];
   await using proxy = new HangingUp(/\/setup\/events/, cuts);
   const events = await all((await through(proxy, session)).setup.events());
@@ -89,7 +89,7 @@ test("a setup is followed to its end, whatever breaks", async () => {
 });
 
 test("events of a run can be followed from any of them on", async () => {
-  await using session = await client().session("python", { ephemeral: true });
+  await using session = await client().session("python");
   const run = await session.background(CODE);
   await using proxy = new HangingUp(/\/events/, [500, 900]);
   const events = await all((await through(proxy, session)).runs.get(run.id).events({ data: false }));
@@ -122,7 +122,7 @@ test("a server that sends heartbeats isn't away, and a proxy's or its own 503 is
       const headers = { "content-type": "text/event-stream" };
       return Promise.resolve(new Response(body, { status, headers }));
     };
-    const run = (await client({ fetch, retries: 1 }).open("s")).runs.get("r");
+    const run = (await client({ fetch, retries: 1 }).sessions.get("s")).runs.get("r");
     assert.deepEqual((await all(run.events())).map(({ type }) => type), ["stdout", "done"]);
   } finally {
     Date.now = now;
@@ -131,7 +131,7 @@ test("a server that sends heartbeats isn't away, and a proxy's or its own 503 is
 });
 
 test("without retries a cut stream is an error that names the run", async () => {
-  await using session = await client().session("python", { ephemeral: true });
+  await using session = await client().session("python");
   await using proxy = new HangingUp(/\/stream/, [400]);
   const stream = (await through(proxy, session, 0)).stream(CODE);
   await assert.rejects(all(stream), (error: Error) => {
@@ -143,7 +143,7 @@ test("without retries a cut stream is an error that names the run", async () => 
 });
 
 test("what isn't kept any more comes as a gap", async () => {
-  await using session = await client().session("python", { ephemeral: true });
+  await using session = await client().session("python");
   const first = (await session.run("print('first')")).run_id;
   await session.run("print('second')"); // the server keeps the output of one run
   const events = await all(session.runs.get(first).events());

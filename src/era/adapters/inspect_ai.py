@@ -216,7 +216,7 @@ class EraSandboxEnvironment(SandboxEnvironment):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file) from None
         finally:
             if path == copy:
-                await self._session.files.delete(copy)
+                await self._session.files.remove(copy)
         return content.decode() if text else content
 
     async def _script(self, script: str, content: bytes | None, *arguments: str) -> ExecResult[str]:

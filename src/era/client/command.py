@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import select
+import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from json import loads
 from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from era.client.output import Failure, print_json, table
+from era.client.output import Failure, notice, print_json, table
 from era.sdk.view import View
 
 if TYPE_CHECKING:
@@ -36,6 +38,10 @@ class Command(NamedTuple):
 
     has_json: bool = True
     """Whether it has an option --json."""
+
+    is_program: bool = False
+    """Whether its options end at the first other word. That word and all behind it are `words`, whatever they begin
+    with."""
 
 
 class Group(NamedTuple):
@@ -131,7 +137,7 @@ def seconds(text: str) -> float:
     return value
 
 
-RUN_OPTIONS = (
+PROGRAM_OPTIONS = (
     argument(
         "-e",
         "--env",
@@ -148,31 +154,71 @@ RUN_OPTIONS = (
         help="the variable NAME that there is here, for these hosts only: the program sees a placeholder",
     ),
     argument("--timeout", type=seconds, metavar="SECONDS", help="how long the run may take"),
-    argument("--stdin", metavar="FILE", help="a text file that is its standard input; - for this command's own"),
+    argument("--stdin", metavar="FILE", help="a text file that is its standard input; default: what is piped in here"),
     argument("--cwd", metavar="DIR", help="the directory to start in, below the session's"),
+)
+"""The options of commands that start a program."""
+
+RUN_OPTIONS = (
+    *PROGRAM_OPTIONS,
     argument("--atomic", action="store_true", help="keep data and files only if it ends with 0"),
     argument("--no-record-code", action="store_true", help="leave the code or command out of the run's record"),
     argument("-b", "--background", action="store_true", help="print the run's id and leave it running"),
+    argument("--idempotency-key", metavar="KEY", help="run it once, however often this command is given with this key"),
 )
-"""The options of commands that run something."""
+"""The options of commands that start a run."""
 
 
-def run_options(named: Any) -> dict[str, Any]:
-    """What those options say, as arguments of the SDK."""
+def run_options(named: Any, *, is_run: bool = True) -> dict[str, Any]:
+    """Return the arguments of the SDK that RUN_OPTIONS stand for. A run gets what is piped into this command.
+
+    Args:
+        named: The parsed words.
+        is_run: False for a process, which has none of the options that only runs have.
+
+    Raises:
+        Failure: A file can't be read, or a value isn't there.
+    """
     options: dict[str, Any] = {"env": dict(map(variable, named.env))}
     if named.secret:
         options["secrets"] = dict(map(secret, named.secret))
     if named.timeout is not None:
         options["timeout"] = named.timeout
-    if named.stdin is not None:
-        options["stdin"] = text_of(named.stdin)
     if named.cwd is not None:
         options["cwd"] = named.cwd
+    if not is_run:
+        return options
+    stdin = piped_text() if named.stdin is None else text_of(named.stdin)
+    if stdin is not None:
+        options["stdin"] = stdin
+    if named.idempotency_key is not None:
+        options["idempotency_key"] = named.idempotency_key
     if named.atomic:
         options["atomic"] = True
     if named.no_record_code:
         options["record_code"] = False
     return options
+
+
+_STDIN_NOTICE_SECONDS = 2.0
+"""How long standard input may be silent before the command says that it waits for it."""
+
+
+def piped_text() -> str | None:
+    """Return what is piped into this command. None if nothing is: standard input is a terminal, a device or closed.
+
+    Raises:
+        Failure: It isn't text.
+    """
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        return None
+    if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)):
+        return None
+    if not select.select([0], [], [], _STDIN_NOTICE_SECONDS)[0]:
+        notice("waiting for the end of standard input, which the program gets; </dev/null gives it none")
+    return text_of("-") or None
 
 
 def text_of(file: str) -> str:

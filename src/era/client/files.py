@@ -27,39 +27,31 @@ def _listed(file: FileInfo) -> str:
     return f"{file.path} -> {file.link}" if file.link else file.path + "/" * (file.type == "dir")
 
 
-def _show(named: Any) -> None:
-    sys.stdout.flush()
+def _read(named: Any) -> None:
     with connect(named) as era:
-        for piece in _files(era.sessions.named(named.session), named.version).pieces(named.path):
-            sys.stdout.buffer.write(piece)
-
-
-def _get(named: Any) -> None:
-    if named.target == "-":
-        _show(named)
-        return
-    name = os.path.basename(named.path.rstrip("/"))
-    target = named.target or name
-    if named.target and os.path.isdir(target):
-        target = os.path.join(target, name)
-    with connect(named) as era, progress(named.path) as advance:
-        _files(era.sessions.named(named.session), named.version).download(named.path, target, progress=advance)
+        files, target = _files(era.sessions.named(named.session), named.version), named.output
+        if target == "-":
+            sys.stdout.flush()
+            for piece in files.pieces(named.path):
+                sys.stdout.buffer.write(piece)
+            return
+        if os.path.isdir(target):
+            target = os.path.join(target, os.path.basename(named.path.rstrip("/")))
+        with progress(named.path) as advance:
+            files.download(named.path, target, progress=advance)
     if named.json:
         print_json({"path": named.path, "file": target, "size": os.stat(target).st_size})
 
 
-def _put(session: Session, named: Any) -> tuple[Files, str]:
-    if named.source == "-" and named.path is None:
-        raise Failure("What is standard input to be called?\n     era files put SESSION - PATH")
-    path = named.path or os.path.basename(named.source)
-    if named.source == "-":
-        session.files.write(path, sys.stdin.buffer)
+def _write(session: Session, named: Any) -> tuple[Files, str]:
+    if named.file == "-":
+        if sys.stdin.isatty():
+            notice("the file's content is what you type, until Ctrl-D")
+        session.files.write(named.path, sys.stdin.buffer)
     else:
-        from pathlib import Path
-
-        with progress(path, _size(named.source)) as advance:
-            session.files.write(path, Path(named.source), progress=advance)
-    return session.files, path
+        with progress(named.path, _size(named.file)) as advance:
+            session.files.write(named.path, Path(named.file), progress=advance)
+    return session.files, named.path
 
 
 def _size(file: str) -> int | None:
@@ -73,9 +65,9 @@ def _move(session: Session, named: Any) -> None:
     session.files.move(named.path, named.to, replace=named.replace)
 
 
-def _delete(session: Session, named: Any) -> None:
+def _remove(session: Session, named: Any) -> None:
     for path in named.paths:
-        session.files.delete(path, recursive=named.recursive)
+        session.files.remove(path, recursive=named.recursive)
         if named.json:
             print_json({"success": True, "path": path})
 
@@ -110,7 +102,7 @@ def _print_synced(named: Any, done: Synced, word: str) -> None:
         print(f"{len(done.copied)} files {word}, {len(done.deleted)} deleted, {done.total} in all")
 
 
-_ARGUMENTS = (argument("directory", metavar="DIRECTORY"), argument("-s", "--session", required=True))
+_ARGUMENTS = (SESSION, argument("directory", metavar="DIRECTORY"))
 
 
 def export(named: Any) -> None:
@@ -118,7 +110,7 @@ def export(named: Any) -> None:
     with connect(named, timeout=600.0) as era, progress(f"export {named.session}") as advance:
         session = era.sessions.named(named.session)
         if target == "-":
-            _to_stdout(session.capsule(current=named.current), advance)
+            _to_stdout(session.export_pieces(current=named.current), advance)
             return
         size = session.export(target, current=named.current, progress=advance)
     if named.json:
@@ -143,7 +135,7 @@ def import_(named: Any) -> None:
     source = None if named.file == "-" else Path(named.file)
     size = source.stat().st_size if source is not None and source.exists() else None
     with connect(named, timeout=600.0) as era, progress(f"import {named.file}", size) as advance:
-        session = era.sessions.load(source or sys.stdin.buffer, named.id, public=named.public, progress=advance)
+        session = era.sessions.import_(source or sys.stdin.buffer, named.id, public=named.public, progress=advance)
         if named.json:
             print_json(session.info().answer)
         else:
@@ -152,7 +144,7 @@ def import_(named: Any) -> None:
 
 COMMANDS = {
     "files": Group(
-        "List, read, write, move and delete a session's files. `era push` and `era pull` copy many.",
+        "List, read, write, move and remove a session's files. `era push` and `era pull` copy many.",
         {
             "list": Command(
                 "List a session's files, or those whose paths begin with PREFIX.",
@@ -165,39 +157,32 @@ COMMANDS = {
                 [SESSION, argument("prefix", metavar="PREFIX", nargs="?", default=""), _VERSION],
                 summary="list files",
             ),
-            "show": Command(
-                "Print a file's content.",
-                _show,
-                ["era files show app notes.txt", "era files show app a.txt --version 3"],
-                [SESSION, _PATH, _VERSION],
-                summary="print a file",
-                has_json=False,
-            ),
-            "get": Command(
-                "Fetch a file into a local one.",
-                _get,
-                ["era files get app out/report.pdf", "era files get app out/report.pdf ~/reports"],
+            "read": Command(
+                "Print a file of a session, or write it into a local file.",
+                _read,
+                ["era files read app notes.txt", "era files read app out/report.pdf -o ~/reports"],
                 [
                     SESSION,
                     _PATH,
                     argument(
-                        "target",
+                        "-o",
+                        "--output",
                         metavar="FILE",
-                        nargs="?",
-                        help="or the directory to put it into; default: PATH's last name; - for standard output",
+                        default="-",
+                        help="the local file, or the directory to put it into; default: standard output",
                     ),
                     _VERSION,
                 ],
-                summary="fetch a file",
+                summary="print or fetch a file",
             ),
-            "put": Command(
-                "Write a local file into the session.",
-                calls(on_session(_put), json=lambda written: written[0].stat(written[1]).answer),
-                ["era files put app data.csv", "date | era files put app - when.txt"],
+            "write": Command(
+                "Write a local file, or standard input, into a session.",
+                calls(on_session(_write), json=lambda written: written[0].stat(written[1]).answer),
+                ["era files write app data.csv data.csv", "date | era files write app when.txt"],
                 [
                     SESSION,
-                    argument("source", metavar="FILE", help="- for standard input"),
-                    argument("path", metavar="PATH", nargs="?", help="default: FILE's name"),
+                    _PATH,
+                    argument("file", metavar="FILE", nargs="?", default="-", help="default: standard input"),
                 ],
                 summary="write a file",
             ),
@@ -220,10 +205,10 @@ COMMANDS = {
                 [SESSION, _PATH],
                 summary="make a directory",
             ),
-            "delete": Command(
-                "Delete files.",
-                calls(on_session(_delete)),
-                ["era files delete app a.txt", "era files delete app build --recursive"],
+            "rm": Command(
+                "Remove files.",
+                calls(on_session(_remove)),
+                ["era files rm app a.txt", "era files rm app build --recursive"],
                 [
                     SESSION,
                     argument("paths", metavar="PATH", nargs="+"),
@@ -248,14 +233,14 @@ COMMANDS = {
         "Copy the files of DIRECTORY into a session.\n\nOnly those that differ there or are missing are sent, and "
         "they arrive all or none. What .gitignore files\nleave out stays here, and so do `.git` and links.",
         push,
-        ["era push . --session app", "era push src --session app --delete"],
+        ["era push app .", "era push --delete app src"],
         [
+            *_ARGUMENTS,
             argument(
                 "--delete",
                 action="store_true",
                 help="delete what the session has and DIRECTORY hasn't, but for the session's own .git",
             ),
-            *_ARGUMENTS,
         ],
     ),
     "pull": Command(
@@ -263,14 +248,14 @@ COMMANDS = {
         "or are missing are fetched. Nothing outside of DIRECTORY is ever written,\nwhatever the session's files "
         "are called. Links and .git are not pulled.",
         pull,
-        ["era pull results --session app", "era pull . --session app --delete"],
+        ["era pull app results", "era pull --delete app ."],
         [
+            *_ARGUMENTS,
             argument(
                 "--delete",
                 action="store_true",
                 help="delete what DIRECTORY has and the session hasn't, but for what its .gitignore files leave out",
             ),
-            *_ARGUMENTS,
         ],
     ),
     "export": Command(

@@ -29,14 +29,16 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Processes beside runs": {
         "shell": ("processes", "Open a shell in a session"),
         "ps": ("processes", "List a session's processes"),
-        "logs": ("processes", "Print and follow what a process writes"),
+        "logs": ("processes", "Print what a process has written"),
         "kill": ("processes", "End a process, or send it a signal"),
+        "url": ("sessions", "Print the public address of a session's port"),
+        "stop": ("sessions", "End a session's processes and commit what they left"),
         "checkpoint": ("processes", "Make a live session's files its next version"),
         "contexts": ("processes", "List, interrupt, restart and delete interpreters that stay"),
     },
     "Sessions": {
         "sessions": ("sessions", "Create, list, show, change, copy and delete sessions"),
-        "files": ("files", "List, read, write, move and delete a session's files"),
+        "files": ("files", "List, read, write, move and remove a session's files"),
         "versions": ("sessions", "Look at a session's past, and go back to it"),
         "setup": ("sessions", "Follow the installing of a session's packages"),
         "push": ("files", "Copy a directory into a session"),
@@ -89,6 +91,8 @@ def _columns() -> int:
 class Parser(argparse.ArgumentParser):
     """A parser whose help shows texts as they are written, and whose errors are Failures with the next step."""
 
+    is_program = False
+
     def __init__(self, **options: Any) -> None:
         options.setdefault("formatter_class", _HelpFormatter)
         super().__init__(allow_abbrev=False, **options)
@@ -109,6 +113,7 @@ def _fill(parser: Parser, entry: Command | Group) -> Parser:
     parser.description = entry.text
     parser.epilog = "examples:\n" + "\n".join(f"  {example}" for example in entry.examples)
     parser.set_defaults(call=entry.call, json=False)
+    parser.is_program = entry.is_program
     if entry.has_json:
         parser.add_argument("--json", action="store_true", help="print JSON, as the API answers it")
     parser.add_argument(
@@ -141,6 +146,9 @@ def carry_out(words: Sequence[str]) -> int:
     # Not by the parser of the group, which lets no options stand among the words of its commands.
     while (below := commands_below(parser)) is not None and rest and rest[0] in below:
         parser = below[rest.pop(0)]
+    words = []
+    if isinstance(parser, Parser) and parser.is_program:
+        rest, words = _program(parser, rest)
     rest, behind = _split(rest)
     has_program = any(action.dest == "args" for action in parser._actions)
     if behind and below is None and not has_program:  # they are words of the command, whatever they begin with
@@ -150,7 +158,7 @@ def carry_out(words: Sequence[str]) -> int:
     except SystemExit as end:  # help was asked for
         return int(end.code or 0)
     if has_program:
-        named.args = [*named.args, *behind]
+        named.args, named.words = [*named.args, *behind], words
     try:
         return int(named.call(named) or 0)
     finally:
@@ -163,6 +171,25 @@ def commands_below(parser: argparse.ArgumentParser) -> dict[str, argparse.Argume
         if isinstance(action, argparse._SubParsersAction):
             return dict(action.choices)
     return None
+
+
+def _program(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split the words of a command that starts a program.
+
+    Returns:
+        Its options, which end at the first other word or with `-c CODE`, and the words of the program.
+    """
+    takes_value = {name: action.nargs != 0 for action in parser._actions for name in action.option_strings}
+    at = 0
+    while at < len(words) and words[at].startswith("-") and words[at] != "-":
+        word = words[at]
+        if word == "--":
+            return list(words[:at]), list(words[at + 1 :])
+        is_joined = "=" in word if word.startswith("--") else len(word) > 2
+        at += 2 if takes_value.get(word) and not is_joined else 1
+        if word.startswith("-c"):  # the code, which is the program
+            break
+    return list(words[:at]), list(words[at:])
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:

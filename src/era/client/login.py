@@ -72,10 +72,10 @@ def logout(named: Any) -> None:
 def bench(named: Any) -> None:
     if named.runs < 1:
         raise Failure("--runs is at least 1.")
-    with connect(named) as era, era.session(named.language, ephemeral=True) as session:
+    with connect(named) as era, era.session(named.language) as session:
 
         def first() -> None:
-            with era.session(named.language, ephemeral=True) as other:
+            with era.session(named.language) as other:
                 other.run("").check()
 
         cases: dict[str, Callable[[], object]] = {
@@ -111,7 +111,7 @@ COMMANDS = {
             "era login https://era.example.com --key era_… --name work",
             "era login http://127.0.0.1:8787",
             "era login --name work",
-            "era run hello.py --server work",
+            "era run --server work hello.py",
         ],
         [
             argument("url", metavar="URL", nargs="?"),

@@ -28,8 +28,8 @@ _PROCESS = (SESSION, argument("process", metavar="PROCESS", help="its id or tag"
 
 def logs(named: Any) -> int:
     with connect(named) as era:
-        process = era.sessions.named(named.session).processes.process(named.process)
-        if named.no_follow:
+        process = era.sessions.named(named.session).processes.get(named.process)
+        if not named.follow:
             info = process.info()
             if info.status == "running":
                 print_output(process, info.answer["output_bytes"])
@@ -62,7 +62,7 @@ def print_output(process: Process, until: int | None = None) -> int:
 
 
 def _kill(session: Session, named: Any) -> ProcessInfo:
-    process = session.processes.process(named.process)
+    process = session.processes.get(named.process)
     if named.signal is None:
         return process.stop()
     process.signal(named.signal)
@@ -88,7 +88,7 @@ def shell(named: Any) -> int:
         processes = era.sessions.named(named.session).processes
         size = shutil.get_terminal_size()
         if named.process is not None:
-            process = processes.process(named.process)
+            process = processes.get(named.process)
             if sys.stdin.isatty():
                 process.resize(size.columns, size.lines)
         else:
@@ -203,11 +203,11 @@ COMMANDS = {
         [SESSION],
     ),
     "logs": Command(
-        "Print what a process has written, of which the last MiB is kept, and follow it to its end.\n\nLeaves with "
-        "its exit code. Ctrl-C ends the listening, not the process.",
+        "Print what a process has written, of which the last MiB is kept; with -f, go on to its end.\n\nLeaves with "
+        "its exit code, 0 while it runs. Ctrl-C ends the listening, not the process.",
         logs,
-        ["era logs app web", "era logs app web --no-follow"],
-        [*_PROCESS, argument("--no-follow", action="store_true", help="leave when all that is there is printed")],
+        ["era logs app web", "era logs -f app web"],
+        [*_PROCESS, argument("-f", "--follow", action="store_true", help="go on printing until the process ends")],
     ),
     "kill": Command(
         "End a process: SIGTERM, and SIGKILL two seconds later; or send a signal.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Any
 
 from era.client.command import RUN_OPTIONS, Command, argument, json_object, labels, run_options, text_of
@@ -19,6 +20,12 @@ _ABANDONED_SECONDS = 3600
 
 
 def run(named: Any) -> int:
+    if named.code is None:
+        if not named.words:
+            raise Failure("There is nothing to run.\n     era run FILE, or era run -c CODE.")
+        named.file, *named.args = named.words
+    else:
+        named.file, named.args = None, named.words
     if named.stdin == named.file == "-":
         raise Failure("Standard input can't be both the program and its input.")
     data = json_object(named.data, "--data")
@@ -27,12 +34,12 @@ def run(named: Any) -> int:
     if named.session is None and named.background:
         raise Failure("--background needs a session that stays: say which with --session.")
     if named.files and not named.once:
-        raise Failure("--file is for --once. To a session: era files put SESSION FILE.")
+        raise Failure("--file is for --once. To a session: era files write SESSION PATH FILE.")
     if named.once:
-        for name in ("session", "context", "data", "atomic", "no_record_code", "background"):
+        for name in ("session", "context", "data", "atomic", "no_record_code", "background", "idempotency_key"):
             if getattr(named, name) not in (None, False):
                 raise Failure(f"--{name.replace('_', '-')} is about a session, and --once has none.")
-    code = text_of(named.file)
+    code = text_of(named.file) if named.code is None else named.code
     options = run_options(named)
     if named.args:
         options["args"] = named.args
@@ -45,9 +52,12 @@ def run(named: Any) -> int:
             return _once(era, named, code, options)
         if named.session is None:
             language = _language(era, named)
-            made = era.session(language, ephemeral=True, ttl=_ABANDONED_SECONDS, metadata={"made_by": "era run"})
-            with made as session:
+            session = era.session(language, ttl=_ABANDONED_SECONDS, metadata={"made_by": "era run"})
+            try:
                 return _run(session, named, code, options)
+            finally:
+                with suppress(NotFound):
+                    session.delete(purge=True)
         if data is None and named.language is None:
             # Most often the session is there, and one call is all that it takes.
             session = era.sessions.named(named.session)
@@ -102,7 +112,9 @@ def _language(era: Era, named: Any, session: str | None = None) -> str:
     """The language that is named, or the server's for the ending of the file's name. Raises Failure."""
     if named.language is not None:
         return str(named.language)
-    ending = os.path.splitext(named.file)[1]
+    if named.file is None and session is None:
+        return "python"
+    ending = os.path.splitext(named.file or "")[1]
     found = next((language.name for language in era.languages() if ending and ending in language.endings), None)
     if found is None and session is not None:
         raise Failure(f"There is no session '{session}'. To make it, say --language.", "not_found")
@@ -118,9 +130,9 @@ def exec_(named: Any) -> int:
         raise Failure("--tag is the name of a process: start one with --process.")
     if named.interactive and not named.process:
         raise Failure("--interactive is for processes: start one with --process. A run gets its input by --stdin.")
-    options = run_options(named)
     if named.process:
-        return _start(named, options)
+        return _start(named, run_options(named, is_run=False))
+    options = run_options(named)
     options["command"] = named.args[0] if len(named.args) == 1 else named.args
     with connect(named) as era:
         session = era.sessions.named(named.session)
@@ -136,7 +148,7 @@ def exec_(named: Any) -> int:
 
 def _start(named: Any, options: dict[str, Any]) -> int:
     """Start a process, and print its id."""
-    for option in ("stdin", "atomic", "no_record_code", "background"):
+    for option in ("stdin", "atomic", "no_record_code", "background", "idempotency_key"):
         if getattr(named, option) not in (None, False):
             raise Failure(f"--{option.replace('_', '-')} is for runs, not for processes.")
     if named.tag is not None:
@@ -155,23 +167,26 @@ def _start(named: Any, options: dict[str, Any]) -> int:
 
 COMMANDS = {
     "run": Command(
-        "Run FILE on a server and leave with its exit code.\n\nWith --session the code runs in that session, which is "
-        "made if it does not exist; without, in one that\nis deleted afterwards. Ctrl-C asks the run to stop.\n\nWith "
-        "--once there is no session at all: one call, of which nothing is kept. Ctrl-C ends the program.",
+        "Run FILE on a server and leave with its exit code.\n\nOptions stand before FILE: all that follows it is for "
+        "the program, and so is what is piped in.\n\nWith --session the code runs in that session, which is made if it "
+        "does not exist; without, in one that\nis deleted afterwards. Ctrl-C asks the run to stop.\n\nWith --once "
+        "there is no session at all: one call, of which nothing is kept. Ctrl-C ends the program.",
         run,
         [
             "era run hello.py",
-            "era run count.py --session counter --data '{\"count\": 0}'",
-            "echo 'console.log(process.env.NAME)' | era run - --language node --env NAME=Ada",
-            "era run issues.py --secret GITHUB_TOKEN=api.github.com",
-            "era run report.py --stdin numbers.csv -- --verbose 2026",
-            "era run test.py --once --file solution.py=upload/42.py",
+            "era run --session counter --data '{\"count\": 0}' count.py",
+            "era run -c 'print(1 + 1)'",
+            "cat numbers.csv | era run report.py --verbose 2026",
+            "era run --language node --env NAME=Ada hello.js",
+            "era run --secret GITHUB_TOKEN=api.github.com issues.py",
+            "era run --once --file solution.py=upload/42.py test.py",
         ],
         [
-            argument("file", metavar="FILE", help="the program; - for standard input"),
-            argument("args", metavar="ARGS", nargs="*", help="its arguments; behind -- they may begin with hyphens"),
+            argument("file", metavar="FILE", nargs="?", help="the program; - for standard input"),
+            argument("args", metavar="ARGS", nargs="*", help="the program's arguments"),
+            argument("-c", dest="code", metavar="CODE", help="run this code in place of FILE"),
             argument("-s", "--session", help="run in this session"),
-            argument("-l", "--language", help="default: the one that FILE's ending belongs to"),
+            argument("-l", "--language", help="default: by FILE's ending; of CODE python"),
             argument("--context", metavar="NAME", help="as a cell in the session's interpreter of this name"),
             argument("--data", metavar="JSON", help="object that becomes the session's data before the run"),
             argument("--once", action="store_true", help="without a session: nothing of it is kept"),
@@ -185,10 +200,12 @@ COMMANDS = {
             ),
             *RUN_OPTIONS,
         ],
+        is_program=True,
     ),
     "exec": Command(
         "Run a command in a session and leave with its exit code.\n\nOne word is a line for the shell, several are a "
-        "program and its arguments. What it leaves is committed,\nas of any run. Ctrl-C asks it to stop.",
+        "program and its arguments. What it leaves is committed,\nas of any run. It gets what is piped in. Ctrl-C asks "
+        "it to stop.",
         exec_,
         [
             "era exec app 'ls -l | head'",

@@ -44,7 +44,7 @@ def follow(session: Session, start: Callable[[], RunStream], *, as_json: bool = 
             notice("asking the run to stop; Ctrl-C once more leaves it")
             stopped = True
             try:
-                run = session.runs.run(stream.run_id)
+                run = session.runs.get(stream.run_id)
                 run.stop()
                 stream = run.stream(stream.position)
             except KeyboardInterrupt:
@@ -98,14 +98,14 @@ def _tell_end(answer: dict[str, Any], stopped: bool = False) -> None:
 
 def _stop_run(session: Session, stream: RunStream) -> None:
     try:
-        if not session.ephemeral:
+        if not session.is_temporary:
             stream.stop()
     except (EraError, KeyboardInterrupt):
         _leave(session)
 
 
 def _leave(session: Session) -> None:
-    if not session.ephemeral:  # that one is deleted now, and its run with it
+    if not session.is_temporary:  # that one is deleted now, and its run with it
         notice(f"the run may be going on: `era runs list {session.id}`")
 
 
@@ -162,7 +162,7 @@ def _first_line(record: RunRecord) -> str:
 
 def _wait(named: Any) -> int:
     with connect(named) as era:
-        record = era.sessions.named(named.session).runs.run(named.run).wait()
+        record = era.sessions.named(named.session).runs.get(named.run).wait()
     if named.json:
         print_json(record.answer)
     else:
@@ -173,12 +173,12 @@ def _wait(named: Any) -> int:
 def _follow(named: Any) -> int:
     with connect(named) as era:
         session = era.sessions.named(named.session)
-        return follow(session, lambda: session.runs.run(named.run).stream(), as_json=named.json, found=True)
+        return follow(session, lambda: session.runs.get(named.run).stream(), as_json=named.json, found=True)
 
 
 def _output(named: Any) -> None:
     with connect(named) as era:
-        content = era.sessions.named(named.session).runs.run(named.run).output("stderr" if named.stderr else "stdout")
+        content = era.sessions.named(named.session).runs.get(named.run).output("stderr" if named.stderr else "stdout")
     if named.json:
         print_json({"content": content.decode(errors="replace")})
     else:
@@ -217,16 +217,16 @@ COMMANDS = {
                 ],
                 summary="list runs, newest first",
             ),
-            "show": _on_run(
-                "show",
+            "get": _on_run(
+                "get",
                 "Show a run's record.",
-                calls(on_session(lambda session, named: session.runs.get(named.run)), _show),
+                calls(on_session(lambda session, named: session.runs.get(named.run).record()), _show),
             ),
             "wait": _on_run("wait", "Wait for a run's end and leave with its exit code.", _wait),
             "stop": _on_run(
                 "stop",
                 "End a run: SIGTERM, and SIGKILL two seconds later.",
-                calls(on_session(lambda session, named: session.runs.run(named.run).stop()), _show_fields),
+                calls(on_session(lambda session, named: session.runs.get(named.run).stop()), _show_fields),
             ),
             "follow": _on_run("follow", "Print a run's output from its beginning, while it lasts.", _follow),
             "output": _on_run(

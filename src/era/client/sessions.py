@@ -172,6 +172,11 @@ def _roll_back(session: Session, named: Any) -> SessionInfo:
     return session.info()
 
 
+def _url(session: Session, named: Any) -> dict[str, Any]:
+    url = session.proxy_url(named.port) if named.proxy else session.url(named.port)
+    return {"url": url, "port": named.port}
+
+
 def setup(named: Any) -> int:
     with connect(named) as era:
         session = era.sessions.named(named.session)
@@ -258,10 +263,10 @@ COMMANDS = {
                 [SESSION, *_SETTINGS],
                 summary="change a session's settings",
             ),
-            "show": Command(
+            "get": Command(
                 "Show a session.",
                 calls(on_session(lambda session, _: session.info()), _show),
-                ["era sessions show shop", "era sessions show shop --json"],
+                ["era sessions get shop", "era sessions get shop --json"],
                 [SESSION],
             ),
             "delete": Command(
@@ -328,21 +333,6 @@ COMMANDS = {
                 [SESSION],
                 summary="run a session's stored code",
             ),
-            "stop": Command(
-                "End a session's processes and commit what they left.",
-                calls(on_session(lambda session, _: session.stop())),
-                ["era sessions stop shop"],
-                [SESSION],
-            ),
-            "url": Command(
-                "Print a session's public URL.",
-                calls(
-                    on_session(lambda session, named: {"url": session.url(named.port), "port": named.port}),
-                    lambda found: print(found["url"]),
-                ),
-                ["era sessions url shop --port 3000"],
-                [SESSION, argument("-p", "--port", type=int, default=80, help="(80)")],
-            ),
         },
     ),
     "versions": Group(
@@ -366,13 +356,13 @@ COMMANDS = {
                 ["era versions list app"],
                 [SESSION, LIMIT],
             ),
-            "show": Command(
+            "get": Command(
                 "Show a version with its data.",
                 calls(
                     on_session(lambda session, named: session.versions.get(named.version)),
                     lambda version: print_json(version.answer),
                 ),
-                ["era versions show app 3"],
+                ["era versions get app 3"],
                 _VERSION,
             ),
             "diff": Command(
@@ -403,6 +393,23 @@ COMMANDS = {
                 ],
             ),
         },
+    ),
+    "url": Command(
+        "Print the public address of a port of a session.\n\nIt is a site of its own. Where that name doesn't resolve, "
+        "--proxy prints the address as a path of the server.",
+        calls(on_session(_url), lambda found: print(found["url"])),
+        ["era url shop 3000", "curl $(era url --proxy shop 3000)"],
+        [
+            SESSION,
+            argument("port", metavar="PORT", type=int, nargs="?", default=80, help="(80)"),
+            argument("--proxy", action="store_true", help="as a path of the server's own address"),
+        ],
+    ),
+    "stop": Command(
+        "End a session's processes and commit what they left.",
+        calls(on_session(lambda session, _: session.stop())),
+        ["era stop shop"],
+        [SESSION],
     ),
     "setup": Command(
         "Follow the installing of a session's packages; leaves with 0 if it succeeds.",

@@ -45,10 +45,10 @@ COMMANDS = {
     "inbox": Group(
         "Webhooks that are stored first, then run in order.",
         {
-            "show": Command(
+            "get": Command(
                 "Show a session's inbox.",
                 calls(on_session(lambda session, _: session.inbox.get()), _show),
-                ["era inbox show app"],
+                ["era inbox get app"],
                 [SESSION],
             ),
             "set": Command(

@@ -18,7 +18,7 @@ type Content = bytes | str | os.PathLike[str] | IO[bytes]
 is read from where it is and stays open."""
 
 type Archive = bytes | str | os.PathLike[str] | IO[bytes]
-"""What can be sent as an archive or a capsule: bytes, the path of a local file, or an open binary file."""
+"""What can be sent as an archive of files or of a session: bytes, the path of a local file, or an open binary file."""
 
 type Query = Mapping[str, str | int | bool | None]
 type Advance = Callable[[int], object]
@@ -85,11 +85,25 @@ class Call:
         json: object = None,
         content: bytes | Body | None = None,
         kind: str = "application/octet-stream",
-        once: bool = False,
+        once: bool | str = False,
         seconds: float | None = None,
     ) -> None:
-        """`json` or `content` is the body; `kind` the content's type. `once` adds an Idempotency-Key, with which the
-        server does it once however often it is sent. `seconds` is how long the answer may take; None: as usual."""
+        """Make a request.
+
+        Args:
+            method: The HTTP method.
+            path: The path, quoted.
+            query: Parameters of the query. Those that are None are left out.
+            json: The body as JSON, in place of `content`.
+            content: The body as bytes.
+            kind: The type of `content`.
+            once: Whether to send an Idempotency-Key, with which the server carries the request out once however often
+                it is sent. A string is the key itself; True makes a random one.
+            seconds: How long the answer may take; None: the client's timeout.
+
+        Raises:
+            LocalError: The key can't be a header.
+        """
         self.method = method
         self.path = path
         given = {name: _text(value) for name, value in (query or {}).items() if value is not None}
@@ -97,14 +111,14 @@ class Call:
         self.headers: dict[str, str] = {}
         self.body: bytes | Body | None = content
         self.seconds = seconds
-        self.repeatable = once or method in ("GET", "HEAD")
+        self.repeatable = bool(once) or method in ("GET", "HEAD")
         if json is not None:
             self.body = _json(json)
             self.headers["Content-Type"] = "application/json"
         elif content is not None:
             self.headers["Content-Type"] = kind
         if once:
-            self.headers["Idempotency-Key"] = os.urandom(16).hex()
+            self.headers["Idempotency-Key"] = os.urandom(16).hex() if once is True else _key(once)
 
     def rewind(self) -> bool:
         """Get ready to be sent again; false where that can't be."""
@@ -144,6 +158,13 @@ def _json(value: object) -> bytes:
         return dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
         raise LocalError("Some text has unpaired surrogates, as of a word that isn't UTF-8.") from None
+
+
+def _key(key: str) -> str:
+    """Return an idempotency key. Raises LocalError if it can't be a header."""
+    if not (key.isascii() and key.isprintable() and key.strip()):
+        raise LocalError("An idempotency key is printable ASCII, such as 'order-1042'.")
+    return key
 
 
 def content_of(content: Content, advance: Advance | None = None) -> bytes | Body:

@@ -63,6 +63,10 @@ if TYPE_CHECKING:
         record_code: bool
         """False leaves the code or command out of the run's record. True doesn't override the session's False."""
 
+        idempotency_key: str
+        """A name of your own for this run, 1 to 255 characters of ASCII: however often it is sent, it runs once, and
+        later calls get the first one's result."""
+
     class CellOptions(TypedDict, total=False):
         """How a cell is run in a context."""
 
@@ -73,6 +77,8 @@ if TYPE_CHECKING:
         timeout: float
         record_code: bool
         """False leaves the code out of the run's record. True doesn't override the session's False."""
+
+        idempotency_key: str
 
     class ExecuteOptions(ProgramOptions, total=False):
         """The same, of a run without a session."""

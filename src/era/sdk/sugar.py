@@ -98,7 +98,7 @@ class DataSugar(MutableMapping[str, Any]):
 
 
 class AsyncFilesSugar:
-    """`read`, `write`, `delete` and `list` are all there is."""
+    """`read`, `write`, `remove` and `list` are all there is."""
 
 
 class FilesSugar(ABC):
@@ -111,7 +111,7 @@ class FilesSugar(ABC):
     def write(self, path: str, content: Content) -> object: ...
 
     @abstractmethod
-    def delete(self, path: str) -> None: ...
+    def remove(self, path: str) -> None: ...
 
     @abstractmethod
     def list(self) -> list[FileInfo]: ...
@@ -130,7 +130,7 @@ class FilesSugar(ABC):
 
     def __delitem__(self, path: str) -> None:
         try:
-            self.delete(path)
+            self.remove(path)
         except NotFound as error:
             raise _missing(path, error) from None
 

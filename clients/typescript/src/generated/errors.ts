@@ -4,7 +4,6 @@
  */
 
 import {
-  AnswerTimeout,
   BadRequest,
   Conflict,
   EraError,
@@ -16,8 +15,9 @@ import {
   NotFound,
   PreconditionFailed,
   RangeNotSatisfiable,
+  RelayTimeout,
+  TooBusy,
   TooLarge,
-  TooMany,
   TooSlow,
   Unauthorized,
   Unavailable,
@@ -146,7 +146,7 @@ export class ProcessEnded extends EraError {}
 /** `quota_reached`, a 409. */
 export class QuotaReached extends Conflict {}
 /** `rate_reached`, a 429. */
-export class RateReached extends TooMany {}
+export class RateReached extends TooBusy {}
 /** `run_lost`, a 409. */
 export class RunLost extends Conflict {}
 /** `run_under_way`, a 409. */
@@ -179,12 +179,10 @@ export class SqlUnknown extends Unavailable {}
 export class StorageFull extends TooLarge {}
 /** `tag_in_use`, a 409. */
 export class TagInUse extends Conflict {}
-/** `too_busy`, a 429. */
-export class TooBusy extends TooMany {}
 /** `too_many_contexts`, a 409. */
 export class TooManyContexts extends Conflict {}
 /** `too_many_deliveries`, a 429. */
-export class TooManyDeliveries extends TooMany {}
+export class TooManyDeliveries extends TooBusy {}
 /** `too_many_live_sessions`, a 409. */
 export class TooManyLiveSessions extends Conflict {}
 /** `too_many_processes`, a 409. */
@@ -192,7 +190,7 @@ export class TooManyProcesses extends Conflict {}
 /** `too_many_uploads`, a 503. */
 export class TooManyUploads extends Unavailable {}
 /** `too_many_waiting`, a 429. */
-export class TooManyWaiting extends TooMany {}
+export class TooManyWaiting extends TooBusy {}
 /** `too_many_watches`, a 409. */
 export class TooManyWatches extends Conflict {}
 /** `too_many_webhooks`, a 409. */
@@ -213,7 +211,7 @@ export class WebhookRefused extends BadRequest {}
 /** The class of each code that the server answers. */
 export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   answer_gone: AnswerGone,
-  answer_timeout: AnswerTimeout,
+  answer_timeout: RelayTimeout,
   bad_archive: BadArchive,
   bad_capsule: BadCapsule,
   bad_hop: BadHop,
@@ -336,10 +334,10 @@ export const BY_STATUS: Readonly<Record<number, typeof EraError>> = {
   412: PreconditionFailed,
   413: TooLarge,
   416: RangeNotSatisfiable,
-  429: TooMany,
+  429: TooBusy,
   431: HeadersTooLarge,
   500: EraError,
   502: NoAnswer,
   503: Unavailable,
-  504: AnswerTimeout,
+  504: RelayTimeout,
 };

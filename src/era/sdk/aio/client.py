@@ -80,15 +80,15 @@ class AsyncEra:
         await self._connection.close()
 
     def session(
-        self, language: str, id: str | None = None, *, ephemeral: bool = False, **options: Unpack[NewSession]
+        self, language: str, id: str | None = None, **options: Unpack[NewSession]
     ) -> AsyncOpening[AsyncSession]:
         """Make a session. It stays, as its data and files do, until it is deleted.
 
-        With `ephemeral`, leaving its `with` block deletes it. Options: `data`, `metadata`, `setup`, `persistent`,
-        `default_timeout`, `ttl`, `limits`, `isolation`, `allow_internet`, `egress`, `allow_public`, `service`,
-        `storage`, `record_code`.
+        A `with` block deletes it at its end if it was made without an id; one with an id is kept. Options: `data`,
+        `metadata`, `setup`, `persistent`, `default_timeout`, `ttl`, `limits`, `isolation`, `allow_internet`, `egress`,
+        `allow_public`, `service`, `storage`, `record_code`.
         """
-        return async_opened(self.sessions.create(language, id, ephemeral=ephemeral, **options))
+        return async_opened(self.sessions.create(language, id, **options))
 
     async def execute(self, language: str, code: str | None = None, **options: Unpack[ExecuteOptions]) -> ExecuteResult:
         """Run code once, without a session: nothing of it is kept.

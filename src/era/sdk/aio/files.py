@@ -53,8 +53,8 @@ class AsyncFiles(AsyncFilesSugar):
         body = content_of(content, progress)
         await self._change("PUT", f"{self._path}/{file_part(path)}", content=body)
 
-    async def delete(self, path: str, *, recursive: bool = False) -> None:
-        """Delete a file, or with `recursive` a directory and all that is in it. Raises NotFound."""
+    async def remove(self, path: str, *, recursive: bool = False) -> None:
+        """Remove a file, or with `recursive` a directory and all that is in it. Raises NotFound."""
         query = {"recursive": True} if recursive else None
         await self._change("DELETE", f"{self._path}/{file_part(path)}", query=query)
 
@@ -144,7 +144,7 @@ class AsyncFiles(AsyncFilesSugar):
         # What git has there isn't the directory's, and no request can name what isn't UTF-8.
         deleted = [path for path in surplus if "\ufffd" not in path and not directories.is_gits(path)]
         for path in deleted:
-            await self.delete(path)
+            await self.remove(path)
         return directories.Synced(changed, deleted, len(digests), len(surplus) - len(deleted))
 
     async def pull(

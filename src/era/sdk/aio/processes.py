@@ -96,7 +96,7 @@ class AsyncProcesses:
         seconds = self._connection.turn_seconds  # it waits for a setup, and for a run that can't be joined
         call = Call("POST", self._path, json=given, once=self._connection.keys, seconds=seconds)
         answer = await self._connection.call(call)
-        return self.process(answer["process_id"])
+        return self.get(answer["process_id"])
 
     async def terminal(self, cols: int = 80, rows: int = 24, **options: Unpack[ProcessOptions]) -> AsyncProcess:
         """Start a login shell in a terminal."""
@@ -107,6 +107,6 @@ class AsyncProcesses:
         """Their records, newest first."""
         return ProcessInfo.each((await self._connection.get(self._path))["processes"])
 
-    def process(self, id: str) -> AsyncProcess:
-        """The process with this id or tag."""
+    def get(self, id: str) -> AsyncProcess:
+        """Return a handle on the process with this id or tag. No call is made: `info()` gives its record."""
         return AsyncProcess(self._connection, self._session, id)

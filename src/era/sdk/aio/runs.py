@@ -86,12 +86,8 @@ class AsyncRuns:
         """Records, newest first: all, or the newest `limit`."""
         return RunRecord.each(await self._connection.pages(f"{self._session}/runs", "runs", limit))
 
-    async def get(self, run_id: str) -> RunRecord:
-        """One run's record. Raises NotFound."""
-        return await self.run(run_id).record()
-
-    def run(self, run_id: str) -> AsyncRun:
-        """A run by its id."""
+    def get(self, run_id: str) -> AsyncRun:
+        """Return a handle on the run with this id. No call is made: `record()` gives its record."""
         return AsyncRun(self._connection, self._session, run_id)
 
     async def stop_of_key(self, key: str) -> bool:

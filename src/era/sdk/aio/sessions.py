@@ -106,13 +106,16 @@ _LONGEST_SETUP = 3600.0
 class AsyncSession:
     """One session. Made by `era.session(…)` and by `era.sessions`.
 
-    As a context manager it does nothing when it is left, unless it is ephemeral: then it is deleted.
+    As a context manager it is deleted at the end of the block if it was made without an id, and kept otherwise. A
+    deleted one can be restored for a day.
     """
 
-    def __init__(self, connection: AsyncConnection, info: SessionInfo, *, ephemeral: bool = False) -> None:
+    def __init__(self, connection: AsyncConnection, info: SessionInfo, *, is_temporary: bool = False) -> None:
         self.id = info.id
         self.language = info.language
-        self.ephemeral = ephemeral
+        self.is_temporary = is_temporary
+        """Whether the end of its `with` block deletes it."""
+
         self._connection = connection
         self._default_timeout = float(info.default_timeout)
         self._path = path = session_path(info.id)
@@ -130,9 +133,9 @@ class AsyncSession:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self.ephemeral:
+        if self.is_temporary:
             with suppress(NotFound):  # somebody else may have been quicker
-                await self.delete(purge=True)
+                await self.delete()
 
     async def info(self) -> SessionInfo:
         """The session as it is now."""
@@ -156,32 +159,32 @@ class AsyncSession:
         """Run code, or the stored code, and return when its result is durable.
 
         With `background` it returns when the run has begun, with a handle on it. Options: `command` in place of code,
-        `args`, `stdin`, `cwd`, `env`, `secrets`, `timeout` (seconds), `atomic` and `record_code`.
+        `args`, `stdin`, `cwd`, `env`, `secrets`, `timeout` (seconds), `atomic`, `record_code` and `idempotency_key`.
 
         If the caller is interrupted, by Ctrl-C or a cancelled task, the run is stopped. What it left is kept.
         """
+        once = options.pop("idempotency_key", self._connection.keys)
         given = run_body(code, options)
         if background:
             given["background"] = True
-            return self.runs.run((await self._run(given, self._connection.turn_seconds))["run_id"])
-        return RunResult(await self._run(given, self._seconds(given)))
+            return self.runs.get((await self._run(given, once, self._connection.turn_seconds))["run_id"])
+        return RunResult(await self._run(given, once, self._seconds(given)))
 
-    async def _run(self, given: Mapping[str, Any], seconds: float) -> Any:
+    async def _run(self, given: Mapping[str, Any], once: bool | str, seconds: float) -> Any:
         """Send a run, and return its answer. An interrupted run is stopped before the interruption is raised."""
-        call = Call("POST", f"{self._path}/run", json=given, once=self._connection.keys, seconds=seconds)
+        call = Call("POST", f"{self._path}/run", json=given, once=once, seconds=seconds)
         try:
             return await self._connection.call(call)
         except AsyncInterruption:
-            if self._connection.keys:
+            if once:
                 await async_finished(self.runs.stop_of_key(call.headers["Idempotency-Key"]))
             raise
 
     async def stream(self, code: str | None = None, **options: Unpack[RunOptions]) -> AsyncRunStream:
         """Run code and get its output as it comes: an iterator of events, and the result at its end."""
+        once = options.pop("idempotency_key", self._connection.keys)
         given = run_body(code, options)
-        call = Call(
-            "POST", f"{self._path}/stream", json=given, once=self._connection.keys, seconds=self._seconds(given)
-        )
+        call = Call("POST", f"{self._path}/stream", json=given, once=once, seconds=self._seconds(given))
         return AsyncRunStream(self._connection, self._path, await self._connection.open(call))
 
     async def process(self, command: str | Sequence[str], **options: Unpack[ProcessOptions]) -> AsyncProcess:
@@ -283,24 +286,43 @@ class AsyncSession:
         return packages
 
     async def url(self, port: int = 80) -> str:
-        """Its public URL for a port."""
+        """Return the public address of a port: a site of its own, such as http://3000-LABEL.localhost:8787.
+
+        Pages there can use absolute paths and cookies. Where the name doesn't resolve, use `proxy_url`.
+        """
+        return str((await self._connection.get(f"{self._path}/host", port=port))["site_url"])
+
+    async def proxy_url(self, port: int = 80) -> str:
+        """Return the public address of a port as a path on the server's own address. It needs no name of its own."""
         return str((await self._connection.get(f"{self._path}/host", port=port))["url"])
 
     async def export(
         self, target: str | os.PathLike[str], *, current: bool = False, progress: Advance | None = None
     ) -> int:
-        """Write the whole session into one local file, a capsule; returns its size. `current` leaves out its past."""
+        """Write the whole session into one local file, which `sessions.import_` reads.
+
+        Args:
+            target: The local file.
+            current: Whether to leave out versions before the current one.
+            progress: Called with the number of bytes written since its last call.
+
+        Returns:
+            The file's size in bytes.
+
+        Raises:
+            LocalError: The file can't be written.
+        """
         from era.sdk.directories import replacing  # for those who have local files: it takes long to import
 
         size = 0
         with replacing(target, progress) as write:
-            async for piece in self.capsule(current=current):
+            async for piece in self.export_pieces(current=current):
                 write(piece)
                 size += len(piece)
         return size
 
-    async def capsule(self, *, current: bool = False) -> AsyncIterator[bytes]:
-        """The same, piece by piece."""
+    async def export_pieces(self, *, current: bool = False) -> AsyncIterator[bytes]:
+        """Yield what `export` writes, piece by piece."""
         query = {"versions": "current"} if current else None
         async for piece in self._connection.pieces(Call("GET", f"{self._path}/capsule", query=query)):
             yield piece
@@ -349,13 +371,11 @@ class AsyncSessions:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
-    async def create(
-        self, language: str, id: str | None = None, *, ephemeral: bool = False, **options: Unpack[NewSession]
-    ) -> AsyncSession:
-        """Make a session. Raises Conflict if the id is taken."""
+    async def create(self, language: str, id: str | None = None, **options: Unpack[NewSession]) -> AsyncSession:
+        """Make a session, as `era.session` does. Raises Conflict if the id is taken."""
         given = {"language": language, **({} if id is None else {"session_id": id}), **body(options)}
         answer = await self._connection.call(Call("POST", "/api/sessions", json=given, once=self._connection.keys))
-        return AsyncSession(self._connection, SessionInfo(answer), ephemeral=ephemeral)
+        return AsyncSession(self._connection, SessionInfo(answer), is_temporary=id is None)
 
     async def get(self, id: str) -> AsyncSession:
         """The session of this id. Raises NotFound."""
@@ -410,14 +430,24 @@ class AsyncSessions:
             self._connection, SessionInfo(await self._connection.send("POST", f"{session_path(id)}/restore"))
         )
 
-    async def load(
-        self, capsule: Archive, id: str | None = None, *, public: bool = False, progress: Advance | None = None
+    async def import_(
+        self, archive: Archive, id: str | None = None, *, public: bool = False, progress: Advance | None = None
     ) -> AsyncSession:
-        """Make a session of a capsule, which `session.export` wrote. `id` gives it another id. Nobody may call its
-        public URL, but with `public` anybody if that was so where the capsule was made."""
+        """Make a session of an archive that `session.export` wrote.
+
+        Args:
+            archive: A local file's path, an open binary file, or bytes.
+            id: The session's id; None: the id that it had.
+            public: Whether its public URL may be called by anybody if that was so in the exported session. Without,
+                nobody can call it until `session.update(allow_public=True)`.
+            progress: Called with the number of bytes sent since its last call.
+
+        Raises:
+            Conflict: There is a session with this id.
+        """
         query = {"id": id, "public": public or None}
         call = Call(
-            "POST", "/api/sessions/import", query=query, content=archive_of(capsule, progress), kind="application/x-tar"
+            "POST", "/api/sessions/import", query=query, content=archive_of(archive, progress), kind="application/x-tar"
         )
         return AsyncSession(self._connection, SessionInfo(await self._connection.call(call)))
 

@@ -78,16 +78,14 @@ class Era:
         """Close its connections. Sessions and runs stay."""
         self._connection.close()
 
-    def session(
-        self, language: str, id: str | None = None, *, ephemeral: bool = False, **options: Unpack[NewSession]
-    ) -> Opening[Session]:
+    def session(self, language: str, id: str | None = None, **options: Unpack[NewSession]) -> Opening[Session]:
         """Make a session. It stays, as its data and files do, until it is deleted.
 
-        With `ephemeral`, leaving its `with` block deletes it. Options: `data`, `metadata`, `setup`, `persistent`,
-        `default_timeout`, `ttl`, `limits`, `isolation`, `allow_internet`, `egress`, `allow_public`, `service`,
-        `storage`, `record_code`.
+        A `with` block deletes it at its end if it was made without an id; one with an id is kept. Options: `data`,
+        `metadata`, `setup`, `persistent`, `default_timeout`, `ttl`, `limits`, `isolation`, `allow_internet`, `egress`,
+        `allow_public`, `service`, `storage`, `record_code`.
         """
-        return opened(self.sessions.create(language, id, ephemeral=ephemeral, **options))
+        return opened(self.sessions.create(language, id, **options))
 
     def execute(self, language: str, code: str | None = None, **options: Unpack[ExecuteOptions]) -> ExecuteResult:
         """Run code once, without a session: nothing of it is kept.

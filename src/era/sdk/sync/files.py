@@ -54,8 +54,8 @@ class Files(FilesSugar):
         body = content_of(content, progress)
         self._change("PUT", f"{self._path}/{file_part(path)}", content=body)
 
-    def delete(self, path: str, *, recursive: bool = False) -> None:
-        """Delete a file, or with `recursive` a directory and all that is in it. Raises NotFound."""
+    def remove(self, path: str, *, recursive: bool = False) -> None:
+        """Remove a file, or with `recursive` a directory and all that is in it. Raises NotFound."""
         query = {"recursive": True} if recursive else None
         self._change("DELETE", f"{self._path}/{file_part(path)}", query=query)
 
@@ -143,7 +143,7 @@ class Files(FilesSugar):
         # What git has there isn't the directory's, and no request can name what isn't UTF-8.
         deleted = [path for path in surplus if "\ufffd" not in path and not directories.is_gits(path)]
         for path in deleted:
-            self.delete(path)
+            self.remove(path)
         return directories.Synced(changed, deleted, len(digests), len(surplus) - len(deleted))
 
     def pull(

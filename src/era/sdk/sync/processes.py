@@ -97,7 +97,7 @@ class Processes:
         seconds = self._connection.turn_seconds  # it waits for a setup, and for a run that can't be joined
         call = Call("POST", self._path, json=given, once=self._connection.keys, seconds=seconds)
         answer = self._connection.call(call)
-        return self.process(answer["process_id"])
+        return self.get(answer["process_id"])
 
     def terminal(self, cols: int = 80, rows: int = 24, **options: Unpack[ProcessOptions]) -> Process:
         """Start a login shell in a terminal."""
@@ -108,6 +108,6 @@ class Processes:
         """Their records, newest first."""
         return ProcessInfo.each((self._connection.get(self._path))["processes"])
 
-    def process(self, id: str) -> Process:
-        """The process with this id or tag."""
+    def get(self, id: str) -> Process:
+        """Return a handle on the process with this id or tag. No call is made: `info()` gives its record."""
         return Process(self._connection, self._session, id)

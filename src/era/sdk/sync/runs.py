@@ -87,12 +87,8 @@ class Runs:
         """Records, newest first: all, or the newest `limit`."""
         return RunRecord.each(self._connection.pages(f"{self._session}/runs", "runs", limit))
 
-    def get(self, run_id: str) -> RunRecord:
-        """One run's record. Raises NotFound."""
-        return self.run(run_id).record()
-
-    def run(self, run_id: str) -> Run:
-        """A run by its id."""
+    def get(self, run_id: str) -> Run:
+        """Return a handle on the run with this id. No call is made: `record()` gives its record."""
         return Run(self._connection, self._session, run_id)
 
     def stop_of_key(self, key: str) -> bool:
