@@ -57,7 +57,8 @@ def words(action: argparse.Action) -> str:
         return f"`{action.metavar or action.dest.upper()}`"
     value = action.metavar or (",".join(map(str, action.choices)) if action.choices else action.dest.upper())
     takes = "" if action.nargs == 0 else f" {value}"
-    return ", ".join(f"`{option}{takes if option.startswith('--') else ''}`" for option in action.option_strings)
+    *others, last = action.option_strings
+    return ", ".join([*(f"`{option}`" for option in others), f"`{last}{takes}`"])
 
 
 def cell(text: str) -> str:
