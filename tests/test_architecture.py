@@ -19,7 +19,7 @@ SRC = ROOT / "src"
 MAX_LINES = 600
 
 VALUES = {"core", "core/concurrency", "errors"}
-"""What each folder of the core may import."""
+"""Modules that every folder of the core may import."""
 
 CORE_MAY_IMPORT = {
     "core": set(),

@@ -11,7 +11,6 @@ from unittest.mock import Mock
 
 import pytest
 
-import era.api.routes.files  # noqa: F401  where the paths of the storage's routes are explained
 from era.api.routes import storage
 from era.core.execution import spooled_output
 from era.core.execution.spooled_output import SpooledOutput

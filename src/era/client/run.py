@@ -69,7 +69,7 @@ def run(named: Any) -> int:
         return _run(_session(era, named, data), named, code, options)
 
 
-def _run(session: Session, named: Any, code: str, options: dict[str, Any]) -> int:
+def _run(session: Session, named: Any, code: str | None, options: dict[str, Any]) -> int:
     if named.background:
         begun = session.run(code, background=True, **options)
         if named.json:
@@ -135,15 +135,7 @@ def exec_(named: Any) -> int:
     options = run_options(named)
     options["command"] = named.args[0] if len(named.args) == 1 else named.args
     with connect(named) as era:
-        session = era.sessions.named(named.session)
-        if named.background:
-            begun = session.run(background=True, **options)
-            if named.json:
-                print_json({"run_id": begun.id, "status": "running"})
-            else:
-                print(begun.id)
-            return 0
-        return follow(session, lambda: session.stream(**options), as_json=named.json)
+        return _run(era.sessions.named(named.session), named, None, options)
 
 
 def _start(named: Any, options: dict[str, Any]) -> int:

@@ -467,7 +467,7 @@ def no_program(_: Session) -> RecordedProgram:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What something has used, on a day since 1970 in UTC."""
+    """Usage of one API key on one day, which is counted in days since 1970 in UTC."""
 
     owner: str
     key_id: str

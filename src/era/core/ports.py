@@ -403,14 +403,17 @@ class Indexes(Protocol):
 
 
 class Cluster(Protocol):
-    """What those need to know who do things that are to be done once, unasked. Homes, or Alone."""
+    """The division of background work among the hosts of a cluster, so that it is done once. Homes, or Alone."""
 
     @property
     def leads(self) -> bool: ...
 
     async def owned(self, session_keys: Sequence[int], most_new: int) -> Sequence[int]:
-        """Those of the sessions with these keys that are at home here. Of those that nobody has, as many at most are so
-        from now on, any of them: so the sessions of a dead host don't all go to whoever looks first."""
+        """Return the keys of the sessions whose home is this host.
+
+        Sessions without a home get this one, but at most `most_new` of them, so that the sessions of a dead host don't
+        all go to the host that looks first.
+        """
         ...
 
 

@@ -40,7 +40,7 @@ _NAMED = 3
 
 
 class WebhookSender:
-    """See `Sender` in core/owners/webhooks.py."""
+    """Sends notices to webhooks: the adapter of `Sender` in core/owners/webhooks.py."""
 
     def __init__(self, policy: Policy, lookup: Resolve = resolve) -> None:
         self._policy = policy

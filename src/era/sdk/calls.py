@@ -18,7 +18,7 @@ type Content = bytes | str | os.PathLike[str] | IO[bytes]
 is read from where it is and stays open."""
 
 type Archive = bytes | str | os.PathLike[str] | IO[bytes]
-"""What can be sent as an archive of files or of a session: bytes, the path of a local file, or an open binary file."""
+"""The content of an archive, of files or of a session: bytes, the path of a local file, or an open binary file."""
 
 type Query = Mapping[str, str | int | bool | None]
 type Advance = Callable[[int], object]
@@ -111,13 +111,13 @@ class Call:
         self.headers: dict[str, str] = {}
         self.body: bytes | Body | None = content
         self.seconds = seconds
-        self.repeatable = bool(once) or method in ("GET", "HEAD")
+        self.repeatable = once is not False or method in ("GET", "HEAD")
         if json is not None:
             self.body = _json(json)
             self.headers["Content-Type"] = "application/json"
         elif content is not None:
             self.headers["Content-Type"] = kind
-        if once:
+        if once is not False:
             self.headers["Idempotency-Key"] = os.urandom(16).hex() if once is True else _key(once)
 
     def rewind(self) -> bool:

@@ -1,1 +1,1 @@
-"""What routes share: services, ids and cursors, checked bodies, event streams, scopes."""
+"""Code shared by all routes: services, ids and cursors, checked bodies, event streams, scopes."""

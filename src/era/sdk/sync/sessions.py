@@ -162,7 +162,7 @@ class Session:
 
         If the caller is interrupted, by Ctrl-C or a cancelled task, the run is stopped. What it left is kept.
         """
-        once = options.pop("idempotency_key", self._connection.keys)
+        once = self._once(options)
         given = run_body(code, options)
         if background:
             given["background"] = True
@@ -181,7 +181,7 @@ class Session:
 
     def stream(self, code: str | None = None, **options: Unpack[RunOptions]) -> RunStream:
         """Run code and get its output as it comes: an iterator of events, and the result at its end."""
-        once = options.pop("idempotency_key", self._connection.keys)
+        once = self._once(options)
         given = run_body(code, options)
         call = Call("POST", f"{self._path}/stream", json=given, once=once, seconds=self._seconds(given))
         return RunStream(self._connection, self._path, self._connection.open(call))
@@ -321,6 +321,11 @@ class Session:
         query = {"versions": "current"} if current else None
         for piece in self._connection.pieces(Call("GET", f"{self._path}/capsule", query=query)):
             yield piece
+
+    def _once(self, options: RunOptions) -> bool | str:
+        """Take the idempotency key from a run's options. Without one, return whether the client makes one."""
+        key = options.pop("idempotency_key", None)
+        return self._connection.keys if key is None else key
 
     def _seconds(self, given: Mapping[str, Any]) -> float:
         """How long the answer of a run may take: as any call and as the run, which may wait as long for the setup."""
